@@ -1,0 +1,286 @@
+"""
+Fetch released binaries by checksum, and know later whether they are still what was fetched.
+
+Beside the binaries of a release lies ``.installed.json``: for each file its SHA-256 and the size, time and inode it
+had when that was computed. A file whose stat is unchanged is not read again (400 MB of binaries per node).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+
+import requests
+import salt.utils.atomicfile
+import salt.utils.files
+from salt.exceptions import CommandExecutionError
+
+RECORD = ".installed.json"
+CHUNK = 1 << 20
+MODE = 0o755
+LENGTHS = {64: "sha256", 128: "sha512"}
+
+
+def checksum(path):
+    """
+    Return the SHA-256 (hex) of the binary at ``path``; the file is read only when its stat changed since.
+
+    Raises CommandExecutionError when it is not there.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_binary.checksum /opt/kubernetes/1.37.2/bin/kube-apiserver
+    """
+    try:
+        stat = _stat(path)
+    except OSError as exc:
+        raise CommandExecutionError(f"{path}: {exc.strerror}") from exc
+    directory, name = os.path.split(path)
+    known = _record(directory).get(name, {})
+    if known.get("stat") == stat:
+        return known["sha256"]
+    return _hash(path)["sha256"]
+
+
+def missing(row):
+    """
+    Return what has to be done for a row of ``downloads``: a dictionary of file name to reason, {} when all is in place.
+
+    row
+        See ``install``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_binary.missing '{"name": "kubectl", "directory": "/opt/kubernetes/1.37.2/bin", ...}'
+    """
+    reasons, record = {}, _record(row["directory"])
+    for name in row["members"] or [row["name"]]:
+        path = os.path.join(row["directory"], name)
+        known = record.get(name)
+        if not os.path.isfile(path):
+            reasons[name] = "missing"
+        elif known is None:
+            reasons[name] = "not installed by the formula"
+        elif known["stat"] != _stat(path):
+            found = _hash(path)["sha256"]
+            if found != known["sha256"]:
+                reasons[name] = f"replaced: sha256 {found} instead of {known['sha256']}"
+            elif not __opts__["test"]:
+                _remember(row["directory"], {name: {**known, "stat": _stat(path)}})
+        if name not in reasons and row["checksum"] and not _pinned(row["checksum"], known["source"]):
+            algorithm, digest = _parse(row)
+            reasons[name] = f"pinned: {algorithm} {digest} instead of {known['source'].get(algorithm, 'another')}"
+    return reasons
+
+
+def links(row):
+    """
+    Return which of the row's ``links`` do not lead where they should: {link: where it leads now, or None}.
+
+    row
+        See ``install``; ``links`` (dict of link to target) are for people, nothing that runs goes through them.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_binary.links '{"links": {"/usr/local/bin/kubectl": "/opt/kubernetes/1.37.2/bin/kubectl"}}'
+    """
+    present = {path: _leads_to(path) for path in row["links"]}
+    return {path: found for path, found in present.items() if found != row["links"][path]}
+
+
+def link(row):
+    """
+    Let the row's ``links`` lead to the installed files, each by one rename. Returns the links that were moved.
+
+    A file that is not a link is an error, or where ``adopt`` is true it is kept as ``NAME.before-adoption``.
+
+    row
+        See ``links``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_binary.link '{"links": {"/usr/local/bin/kubectl": "/opt/kubernetes/1.37.2/bin/kubectl"}}'
+    """
+    moved = links(row)
+    for path, present in moved.items():
+        if present and not os.path.islink(path):
+            if not row["adopt"]:
+                raise CommandExecutionError(f"{path}: {present}; move it away, or choose another kubernetes_controller:bin_dir.")
+            os.rename(path, f"{path}.before-adoption")
+        os.makedirs(os.path.dirname(path), mode=MODE, exist_ok=True)
+        scratch = f"{path}.new"
+        if os.path.lexists(scratch):
+            os.unlink(scratch)
+        os.symlink(row["links"][path], scratch)
+        os.rename(scratch, path)
+    return sorted(moved)
+
+
+def install(row):
+    """
+    Fetch what a row of ``downloads`` names, check it, and put it in place by renames.
+
+    row
+        ``source`` (URL), ``directory`` (absolute path), ``name``; ``checksum`` (``sha256:HEX``, ``sha512:HEX`` or
+        bare hex) or, where that is empty, ``sums``: the URL of the published sum; ``members``: for an archive, file
+        name to path inside it; ``timeout_s``; ``checksum_key`` and ``mirror_key``: the pillar keys for messages.
+
+    Returns the names installed (list). Raises CommandExecutionError that names the pillar key; nothing that was in
+    place is changed then.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_binary.install '{"name": "kubectl", "directory": "/opt/kubernetes/1.37.2/bin", ...}'
+    """
+    try:
+        os.makedirs(row["directory"], mode=MODE, exist_ok=True)
+    except OSError as exc:
+        raise CommandExecutionError(f"{row['directory']}: {exc.strerror}") from exc
+    algorithm, wanted = _parse(row) if row["checksum"] else _published(row)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=row["directory"]) as scratch:
+        fetched = os.path.join(scratch, os.path.basename(row["source"]))
+        _fetch(row, fetched)
+        sums = _hash(fetched, algorithm)
+        if sums[algorithm] != wanted:
+            raise CommandExecutionError(
+                f"{row['source']}: {algorithm} is {sums[algorithm]}, but {_authority(row)} says {wanted}. Nothing was installed."
+            )
+        if not row["members"]:
+            return _place(row, {row["name"]: fetched}, sums)
+        return _place(row, _extract(row, fetched, scratch), sums)
+
+
+def _leads_to(path):
+    if os.path.islink(path):
+        return os.readlink(path)
+    return "a file that is not a link" if os.path.lexists(path) else None
+
+
+def _authority(row):
+    return row["checksum_key"] if row["checksum"] else row["sums"]
+
+
+def _parse(row):
+    """Return algorithm and digest of a pinned checksum."""
+    text = row["checksum"].strip().lower()
+    digest = text.rpartition(":")[2]
+    algorithm = text.rpartition(":")[0] or LENGTHS.get(len(digest))
+    if LENGTHS.get(len(digest)) != algorithm or not set(digest) <= set("0123456789abcdef"):
+        raise CommandExecutionError(
+            f"{row['checksum_key']}: {row['checksum']!r} is not a checksum, expected sha256:HEX or sha512:HEX."
+        )
+    return algorithm, digest
+
+
+def _pinned(checksum_text, source):
+    digest = checksum_text.strip().lower().rpartition(":")[2]
+    return digest in source.values()
+
+
+def _published(row):
+    """Return algorithm and digest that the mirror publishes for ``row``: a bare digest, or lines ``DIGEST  NAME``."""
+    text = _get(row, row["sums"]).text
+    wanted = os.path.basename(row["source"])
+    for line in text.splitlines():
+        digest, _, name = line.strip().partition(" ")
+        if LENGTHS.get(len(digest)) and name.strip().lstrip("*") in ("", wanted):
+            return LENGTHS[len(digest)], digest.lower()
+    raise CommandExecutionError(f"{row['sums']}: has no checksum for {wanted}. Pin one in {row['checksum_key']}.")
+
+
+def _get(row, url, stream=False):
+    try:
+        answer = requests.get(url, stream=stream, timeout=row["timeout_s"])
+        answer.raise_for_status()
+    except requests.RequestException as exc:
+        reason = str(exc.args[0]) if exc.args else type(exc).__name__
+        raise CommandExecutionError(f"{row['mirror_key']}: cannot fetch {url}: {_short(reason)}") from exc
+    return answer
+
+
+def _short(reason):
+    """Return the telling end of an exception text of requests, which nests them."""
+    return reason.rsplit(": ", 1)[-1].strip("'\")>") if "Max retries" in reason else reason
+
+
+def _fetch(row, path):
+    answer = _get(row, row["source"], stream=True)
+    try:
+        with salt.utils.files.fopen(path, "wb") as handle:
+            for chunk in answer.iter_content(CHUNK):
+                handle.write(chunk)
+    except requests.RequestException as exc:
+        raise CommandExecutionError(f"{row['mirror_key']}: {row['source']} broke off: {exc}") from exc
+    except OSError as exc:
+        raise CommandExecutionError(f"{path}: {exc.strerror}") from exc
+
+
+def _extract(row, archive, scratch):
+    paths, wanted = {}, {member: name for name, member in row["members"].items()}
+    try:
+        with tarfile.open(archive, "r|*") as tar:  # one pass: looking members up would inflate it twice
+            for entry in tar:
+                name = wanted.get(entry.name)
+                if name is None or not entry.isfile():
+                    continue
+                paths[name] = os.path.join(scratch, name)
+                with salt.utils.files.fopen(paths[name], "wb") as handle:
+                    shutil.copyfileobj(tar.extractfile(entry), handle, CHUNK)
+    except (tarfile.TarError, OSError, EOFError) as exc:
+        raise CommandExecutionError(f"{row['source']}: not the archive expected: {exc}") from exc
+    missing_members = sorted(set(row["members"]) - set(paths))
+    if missing_members:
+        raise CommandExecutionError(f"{row['source']}: not the archive expected: it has no {', '.join(missing_members)}")
+    return paths
+
+
+def _place(row, paths, source):
+    entries = {}
+    for name, path in paths.items():
+        sums = source if not row["members"] else _hash(path)
+        os.chmod(path, MODE)
+        target = os.path.join(row["directory"], name)
+        os.replace(path, target)
+        entries[name] = {"sha256": sums["sha256"], "source": source, "stat": _stat(target)}
+    _remember(row["directory"], entries)
+    return sorted(entries)
+
+
+def _hash(path, algorithm="sha256"):
+    """Return the SHA-256 of a file, and the digest of ``algorithm``, as {name: hex}."""
+    digests = {name: hashlib.new(name) for name in {"sha256", algorithm}}
+    with salt.utils.files.fopen(path, "rb") as handle:
+        while chunk := handle.read(CHUNK):
+            for digest in digests.values():
+                digest.update(chunk)
+    return {name: digest.hexdigest() for name, digest in digests.items()}
+
+
+def _stat(path):
+    stat = os.stat(path)
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def _record(directory):
+    try:
+        with salt.utils.files.fopen(os.path.join(directory, RECORD), encoding="utf-8") as handle:
+            return json.load(handle)
+    except (OSError, ValueError):
+        return {}
+
+
+def _remember(directory, entries):
+    with salt.utils.atomicfile.atomic_open(os.path.join(directory, RECORD), "w") as handle:
+        json.dump({**_record(directory), **entries}, handle, indent=1, sort_keys=True)

@@ -1,0 +1,191 @@
+"""
+Read and check certificates and keys (PEM text) with the ``cryptography`` that Salt brings.
+"""
+
+import datetime
+import ipaddress
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from salt.exceptions import CommandExecutionError
+
+USAGES = {
+    "serverAuth": x509.ExtendedKeyUsageOID.SERVER_AUTH,
+    "clientAuth": x509.ExtendedKeyUsageOID.CLIENT_AUTH,
+}
+
+
+def describe(text):
+    """
+    Return what an operator needs to know of the first certificate in ``text`` (PEM): a line without secrets.
+
+    Raises CommandExecutionError when there is none.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_certificate.describe "$(cat ca.crt)"
+    """
+    certificate = _certificates(text)[0]
+    until = certificate.not_valid_after_utc.strftime("%Y-%m-%d")
+    return f"{certificate.subject.rfc4514_string()}, serial {certificate.serial_number:x}, until {until}"
+
+
+def fingerprint(text):
+    """
+    Return the SHA-256 fingerprint (hex) of the first certificate in ``text`` (PEM).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_certificate.fingerprint "$(cat ca.crt)"
+    """
+    import hashlib
+
+    return hashlib.sha256(_certificates(text)[0].public_bytes(serialization.Encoding.DER)).hexdigest()
+
+
+def problems(certificate, key=None, authority=None, usage=None, sans=None, now=None):
+    """
+    Return what is wrong with a certificate, one sentence each; an empty list when it fits.
+
+    certificate
+        PEM text: the certificate, perhaps followed by intermediates.
+    key
+        PEM text of the private key that must belong to it.
+    authority
+        PEM text of one or more CA certificates, one of which must have signed it.
+    usage
+        ``serverAuth`` or ``clientAuth``: the extended key usage it must allow (RFC 5280, 4.2.1.12).
+    sans
+        Names and addresses (list of str) that it must be valid for; empty ones are ignored.
+    now
+        Moment to judge the dates at (aware datetime, default the present).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_certificate.problems "$(cat tls.crt)" authority="$(cat ca.crt)" usage=serverAuth
+    """
+    try:
+        chain = _certificates(certificate)
+    except CommandExecutionError as exc:
+        return [str(exc)]
+    leaf, found = chain[0], []
+    now = now or datetime.datetime.now(datetime.timezone.utc)
+    if now > leaf.not_valid_after_utc:
+        found.append(f"it expired on {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
+    if now < leaf.not_valid_before_utc:
+        found.append(f"it is not valid before {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC (is the clock right?)")
+    if key is not None:
+        found += _key_problems(leaf, key)
+    if authority is not None:
+        found += _authority_problems(chain, authority, now)
+    if usage:
+        found += _usage_problems(leaf, usage)
+    for san in sans or []:
+        if san and not _covers(leaf, san):
+            found.append(f"it is not valid for {san} (it has {_names(leaf)})")
+    return found
+
+
+def key_problem(text):
+    """
+    Return why ``text`` is not an unencrypted PEM private key, or None. The text itself is never in the answer.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_certificate.key_problem '-----BEGIN…'
+    """
+    try:
+        serialization.load_pem_private_key(text.encode(), password=None)
+    except (ValueError, TypeError) as exc:
+        return f"not a usable private key ({type(exc).__name__})"
+    return None
+
+
+def _certificates(text):
+    try:
+        return x509.load_pem_x509_certificates(text.encode())
+    except ValueError as exc:
+        raise CommandExecutionError("it is not a PEM certificate") from exc
+
+
+def _public_bytes(key):
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def _key_problems(leaf, key):
+    problem = key_problem(key)
+    if problem:
+        return [f"its key is {problem}"]
+    private = serialization.load_pem_private_key(key.encode(), password=None)
+    if _public_bytes(private.public_key()) != _public_bytes(leaf.public_key()):
+        return ["the key belongs to another certificate"]
+    return []
+
+
+def _authority_problems(chain, authority, now):
+    try:
+        trusted = _certificates(authority)
+    except CommandExecutionError:
+        return ["its CA file is not a PEM certificate"]
+    current, others = chain[0], chain[1:]
+    for _ in range(len(chain)):
+        signer = next((candidate for candidate in trusted if _signed(current, candidate)), None)
+        if signer and now > signer.not_valid_after_utc:
+            return [f"the CA that signed it expired on {signer.not_valid_after_utc:%Y-%m-%d}"]
+        if signer:
+            return []
+        current = next((candidate for candidate in others if _signed(current, candidate)), None)
+        if current is None:
+            break
+    issuer = chain[0].issuer.rfc4514_string()
+    return [f"none of the CAs it is used with signed it (issuer {issuer}; CA {trusted[0].subject.rfc4514_string()})"]
+
+
+def _signed(certificate, issuer):
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
+
+
+def _usage_problems(leaf, usage):
+    try:
+        allowed = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return []
+    if USAGES[usage] in allowed or x509.ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in allowed:
+        return []
+    return [f"its extended key usage does not include {usage}"]
+
+
+def _alternative_names(leaf):
+    try:
+        return leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return x509.SubjectAlternativeName([])
+
+
+def _covers(leaf, san):
+    names = _alternative_names(leaf)
+    try:
+        return ipaddress.ip_address(san) in names.get_values_for_type(x509.IPAddress)
+    except ValueError:
+        pass
+    wildcard = "*." + san.partition(".")[2]
+    return any(name.lower() in (san.lower(), wildcard.lower()) for name in names.get_values_for_type(x509.DNSName))
+
+
+def _names(leaf):
+    names = _alternative_names(leaf)
+    found = [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+    return ", ".join(found) or "no names"

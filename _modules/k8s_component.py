@@ -1,0 +1,254 @@
+"""
+The process of a component: what systemd and /proc know of it, and how it is started, reloaded and restarted.
+"""
+
+import os
+import re
+import time
+
+import salt.utils.atomicfile
+import salt.utils.files
+from salt.exceptions import CommandExecutionError
+
+UNITS = "/etc/systemd/system"
+PROPERTIES = "LoadState,ActiveState,SubState,MainPID,NRestarts,ExecMainStartTimestampMonotonic,FragmentPath,UnitFileState"
+TELLING = re.compile(r"command failed|^Error|^error:|^panic:|fatal|unknown flag|not defined|No such file|Permission denied")
+
+
+def process(name):
+    """
+    Return what systemd knows of the unit ``name``.
+
+    A dictionary: ``state`` (active, activating, inactive, failed …), ``pid`` (int, 0 without a process),
+    ``started`` (seconds since the epoch, or None), ``restarts`` (int), ``binary`` (path of the running executable or
+    None), ``unit`` (path of the unit file or ""), ``enabled`` (bool).
+
+    name
+        The component, which is also the name of its unit.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_component.process kube-apiserver
+    """
+    shown = dict(
+        line.split("=", 1) for line in _systemctl("show", f"{name}.service", "-p", PROPERTIES).splitlines() if "=" in line
+    )
+    pid, since = int(shown.get("MainPID", 0)), int(shown.get("ExecMainStartTimestampMonotonic", 0) or 0)
+    return {
+        "state": shown.get("ActiveState", "unknown"),
+        "substate": shown.get("SubState", "unknown"),
+        "pid": pid,
+        "started": time.time() - time.monotonic() + since / 1e6 if pid and since else None,
+        "restarts": int(shown.get("NRestarts", 0)),
+        "binary": _executable(pid) if pid else None,
+        "unit": shown.get("FragmentPath", ""),
+        "enabled": shown.get("UnitFileState") == "enabled",
+    }
+
+
+def foreign(row):
+    """
+    Return what runs in the place of a component although this formula did not start it, and how to adopt it (a
+    sentence), or None. Where the operator said to adopt, it is None.
+
+    row
+        A row of the configuration's ``components``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_component.foreign "$ROW"
+    """
+    if row["adopt"] or __salt__["k8s_generation.links"](row["home"])["live"]:
+        return None
+    unit, holder = process(row["name"]), listener(row["port"])
+    if unit["pid"]:
+        found = f"unit {row['name']} runs with process {unit['pid']} ({unit['binary']}, from {unit['unit'] or 'no file'})"
+    elif holder:
+        found = f"port {row['port']} is held by process {holder['pid']} ({holder['binary']})"
+    else:
+        return None
+    return (
+        f"{row['name']}: {found}, but not from this formula; it was not touched. To hand it over, stop it yourself, or, where "
+        f"it is the unit {row['name']}, let the formula replace it once with "
+        'pillar=\'{"kubernetes_controller": {"rollout": {"adopt": true}}}\'.'
+    )
+
+
+def listener(port):
+    """
+    Return the process that listens on a TCP port: ``pid`` and ``binary``, or None when nothing does.
+
+    port
+        The TCP port.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_component.listener 6443
+    """
+    inodes = _listening(port)
+    if not inodes:
+        return None
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            for handle in os.scandir(f"/proc/{pid}/fd"):
+                if os.readlink(handle.path) in inodes:
+                    return {"pid": int(pid), "binary": _executable(pid)}
+        except OSError:
+            continue
+    return {"pid": 0, "binary": "unknown"}
+
+
+def serving(names=("etcd", "kube-apiserver")):
+    """
+    Return those of the units ``names`` (list) that have a process on this node.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' k8s_component.serving
+    """
+    return [name for name in names if process(name)["pid"]]
+
+
+def unit_differs(row):
+    """
+    Tell whether the unit file that systemd has differs from that of the live generation.
+
+    row
+        A row of the configuration's ``components``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_component.unit_differs "$ROW"
+    """
+    return _text(f"{UNITS}/{row['name']}.service") != _text(f"{row['home']}/live/unit")
+
+
+def install_unit(row):
+    """
+    Copy the live generation's unit to systemd's directory, reload systemd, and enable the unit.
+
+    row
+        A row of the configuration's ``components``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_component.install_unit "$ROW"
+    """
+    path = f"{UNITS}/{row['name']}.service"
+    if unit_differs(row):
+        with salt.utils.atomicfile.atomic_open(path, "w") as handle:
+            handle.write(_text(f"{row['home']}/live/unit"))
+        os.chmod(path, 0o644)
+        if process(row["name"])["enabled"]:
+            _systemctl("daemon-reload")
+            return True
+    _systemctl("enable", "--quiet", f"{row['name']}.service")  # which reloads systemd, too
+    return True
+
+
+def restart(name):
+    """
+    Let systemd start or restart the unit ``name``, without waiting for it to be ready (the gate does that).
+
+    name
+        The component, which is also the name of its unit.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_component.restart kube-scheduler
+    """
+    _systemctl("reset-failed", f"{name}.service", check=False)
+    _systemctl("restart", "--no-block", f"{name}.service")
+    return True
+
+
+def retry(name):
+    """
+    Let the next run try a generation of the component ``name`` again that failed its gate. Returns their digests.
+
+    name
+        The component, which is also the name of its unit.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_component.retry kube-apiserver
+    """
+    cfg = __salt__["k8s_config.load"]()
+    if "errors" in cfg:
+        raise CommandExecutionError("\n".join(cfg["errors"]))
+    if name not in cfg["components"]:
+        raise CommandExecutionError(f"{name}: expected one of {', '.join(cfg['components'])}")
+    return __salt__["k8s_generation.forget_failures"](cfg["components"][name]["home"])
+
+
+def complaint(name, since=None):
+    """
+    Return the last line of the unit's journal that tells why it failed (str), or "" when none does.
+
+    since
+        Look only at lines from then on (seconds since the epoch).
+
+    name
+        The component, which is also the name of its unit.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_component.complaint kube-apiserver
+    """
+    command = ["journalctl", "--no-pager", "-o", "cat", "-n", "300", "-u", f"{name}.service"]
+    if since:
+        command.append(f"--since=@{int(since)}")
+    answer = __salt__["cmd.run_all"](command, python_shell=False, ignore_retcode=True, output_loglevel="quiet")
+    telling = [line for line in answer["stdout"].splitlines() if TELLING.search(line)]
+    return telling[-1][:500] if telling else ""
+
+
+def _systemctl(*arguments, check=True):
+    answer = __salt__["cmd.run_all"](["systemctl", *arguments], python_shell=False, ignore_retcode=True)
+    if check and answer["retcode"]:
+        raise CommandExecutionError(f"systemctl {' '.join(arguments)}: {answer['stderr'] or answer['stdout']}")
+    return answer["stdout"]
+
+
+def _executable(pid):
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return None
+
+
+def _listening(port):
+    """Return the ``socket:[inode]`` names of the sockets that listen on ``port`` (state 0A in /proc/net/tcp)."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in _text(table).splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                found.add(f"socket:[{fields[9]}]")
+    return found
+
+
+def _text(path):
+    try:
+        with salt.utils.files.fopen(path, encoding="utf-8") as handle:
+            return handle.read()
+    except OSError:
+        return ""

@@ -1,0 +1,807 @@
+"""
+Generations: everything that decides how a component behaves, in one directory named by its digest.
+
+A generation is built in memory from a row of the configuration's ``components`` (references, never secrets),
+compared with the one that is live, written beside it, and promoted by the rename of one link. Nothing here ever
+returns the content of a secret file.
+"""
+
+import difflib
+import grp
+import hashlib
+import json
+import os
+import pwd
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+
+import salt.utils.atomicfile
+import salt.utils.files
+import yaml
+from salt.exceptions import CommandExecutionError
+
+FIXED = ("start", "unit")
+FAILED = "failed.json"
+ENCRYPTION_FLAG = "encryption-provider-config"
+DIGITS = 16
+DIRECTORY_MODE = 0o750
+SECRET_MARKS = ("PRIVATE KEY", "client-key-data", "secret:")
+FLAG = re.compile(r"^ {2,6}(?:-\w, )?--([a-z0-9][\w.-]*)(?: (\S+))?(?: {2,}(.*))?$")
+
+
+def digest(row):
+    """
+    Return the digest of the generation that ``row`` declares.
+
+    row
+        A row of the configuration's ``components``.
+
+    Raises CommandExecutionError that names the pillar key or file when something is missing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.digest "$ROW"
+    """
+    return _digest(_build(row))
+
+
+def problems(row):
+    """
+    Return what does not fit together in the generation that ``row`` declares: one sentence each, naming the pillar key.
+
+    Certificates are checked against keys, CAs, usage, names and dates (the row's ``pairs``); flags against what the
+    installed binary itself accepts.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.problems "$ROW"
+    """
+    try:
+        files = _build(row)
+    except CommandExecutionError as exc:
+        return [str(exc)]
+    found = []
+    for name, pair in row["pairs"].items():
+        certificate, key = _pair(files, name, pair)
+        authority = files[pair["authority"]]["text"] if pair.get("authority") in files else None
+        for problem in __salt__["k8s_certificate.problems"](
+            certificate, key=key, authority=authority, usage=pair.get("usage"), sans=pair.get("sans")
+        ):
+            found.append(f"{_origin(row, name)} ({row['name']}, {name}): {problem}.")
+    found += _lost_keys(row, files)
+    try:
+        unknown = unknown_flags(row["binary"], list(row["settings"]))
+    except CommandExecutionError as exc:
+        return [*found, str(exc)]
+    for flag, nearest in unknown.items():
+        hint = f" (nearest: {nearest})" if nearest else ""
+        found.append(
+            f"kubernetes_controller:{row['key']}:settings:{flag}: {row['name']} {row['release']} has no such flag{hint}. "
+            "Remove it or set it to null."
+        )
+    return found
+
+
+def _lost_keys(row, files):
+    """Return a sentence for each encryption key that is in use and that the declaration drops or exchanges."""
+    live = flags(row["home"]).get(ENCRYPTION_FLAG)
+    present = live and _read(os.path.join(row["home"], "live")).get(os.path.basename(live))
+    if not present or row["drop_encryption_keys"]:
+        return []
+    declared = files.get(os.path.basename(row["settings"].get(ENCRYPTION_FLAG, "")))
+    kept = _encryption_keys(declared["text"]) if declared else set()
+    return [
+        f"kubernetes_controller:encryption: {kind} key {key} of the live configuration is "
+        f"{'another under the same name' if (kind, key) in {pair[:2] for pair in kept} else 'not declared any more'}: "
+        "what it encrypted would be unreadable. Put it back, or, when nothing is stored under it any more, say so for "
+        'one run with pillar=\'{"kubernetes_controller": {"rollout": {"drop_encryption_keys": true}}}\'.'
+        for kind, key, secret in sorted(_encryption_keys(present["text"]))
+        if (kind, key, secret) not in kept
+    ]
+
+
+def _encryption_keys(text):
+    """Return {(provider, name, secret)} of the keys in an EncryptionConfiguration."""
+    return {
+        (kind, key["name"], key["secret"])
+        for entry in yaml.safe_load(text).get("resources", [])
+        for provider in entry["providers"]
+        for kind, options in provider.items()
+        for key in (options or {}).get("keys", [])
+    }
+
+
+def unknown_flags(binary, settings):
+    """
+    Return the names in ``settings`` that ``binary`` does not accept as flags, each with its nearest known name.
+
+    binary
+        Absolute path. The binary itself is asked (``--help``), so no table of removed flags can go stale.
+    settings
+        Names of flags without dashes (list, or the keys of a dict).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.unknown_flags /opt/kubernetes/1.37.2/bin/kube-apiserver '["aduit-log-maxage"]'
+    """
+    try:
+        answer = subprocess.run([binary, "--help"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise CommandExecutionError(f"{binary} --help: {exc}") from exc
+    known = {match[1] for match in map(FLAG.match, (answer.stdout + answer.stderr).splitlines()) if match}
+    if not known:
+        raise CommandExecutionError(f"{binary} --help listed no flags (status {answer.returncode}): is it damaged?")
+    return {
+        flag: next(iter(difflib.get_close_matches(flag, known, n=1, cutoff=0.5)), None)
+        for flag in settings
+        if flag not in known and not _hidden(binary, flag)
+    }
+
+
+def _hidden(binary, flag):
+    """Tell whether a flag that --help does not list is accepted all the same (deprecated ones are hidden)."""
+    try:
+        answer = subprocess.run([binary, f"--{flag}=1", "--help"], capture_output=True, text=True, timeout=10, check=False)
+    except subprocess.TimeoutExpired:  # it took the flag and started
+        return True
+    return not re.search(r"unknown flag|not defined", answer.stdout + answer.stderr)
+
+
+def links(home):
+    """
+    Return the names of the generations that the links ``live`` and ``good`` below ``home`` lead to (None: no link).
+
+    home
+        Directory of the component's generations (its row's ``home``).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.links /var/lib/kubernetes
+    """
+    return {name: _target(home, name) for name in ("live", "good")}
+
+
+def intact(home, name):
+    """
+    Tell whether generation ``name`` below ``home`` still has the digest that it is named after.
+
+    home
+        Directory of the component's generations (its row's ``home``).
+
+    name
+        Name of the generation.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.intact /var/lib/kubernetes 3f9c0d1e2b3a4c5d
+    """
+    present = _read(os.path.join(home, "generations", name))
+    return bool(present) and _digest(present) == name.partition(".")[0]
+
+
+def flags(home, link="live"):
+    """
+    Return the flags (dict) of the generation that ``link`` leads to, read from its ``start``; {} without one.
+
+    home
+        Directory of the component's generations (its row's ``home``).
+
+    link
+        ``live`` (default) or ``good``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.flags /var/lib/kubernetes
+    """
+    present = _read(os.path.join(home, link))
+    return _flags(present["start"]["text"]) if "start" in present else {}
+
+
+def release(home, link="live"):
+    """
+    Return the release of the generation that ``link`` leads to (str), or None.
+
+    home
+        Directory of the component's generations (its row's ``home``).
+
+    link
+        ``live`` (default) or ``good``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.release /var/lib/kubernetes
+    """
+    present = _read(os.path.join(home, link))
+    return _release(present["start"]["text"]) if "start" in present else None
+
+
+def differences(row, link="live"):
+    """
+    Return how the declared generation differs from the one that ``link`` leads to; {} when it does not.
+
+    The answer is fit for a state's ``changes``: flags old and new, files by description or diff, secrets never.
+
+    row
+        A row of the configuration's ``components``.
+
+    link
+        ``live`` (default) or ``good``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.differences "$ROW"
+    """
+    wanted, present = _build(row), _read(os.path.join(row["home"], link))
+    if present and _digest(wanted) == _digest(present):
+        return {}
+    changes = {"generation": {"old": _target(row["home"], link), "new": _digest(wanted)}}
+    old_start = present["start"]["text"] if "start" in present else ""
+    old, new = _flags(old_start), _flags(wanted["start"]["text"])
+    if not present:
+        return changes | {"release": {"old": None, "new": row["release"]}}
+    if _head(old_start) != _head(wanted["start"]["text"]):
+        changes["release"] = {"old": _release(old_start), "new": row["release"]}
+    flag_changes = {k: {"old": old.get(k), "new": new.get(k)} for k in sorted({*old, *new}) if old.get(k) != new.get(k)}
+    if flag_changes:
+        changes["flags"] = flag_changes
+    if _text(present, "unit") != wanted["unit"]["text"]:
+        changes["unit"] = _diff(_text(present, "unit"), wanted["unit"]["text"])
+    files = {
+        name: _file_change(present.get(name), wanted.get(name))
+        for name in sorted({*present, *wanted} - {*FIXED})
+        if _facts(present.get(name)) != _facts(wanted.get(name))
+    }
+    if files:
+        changes["files"] = files
+    if set(changes) == {"generation"}:
+        changes["damage"] = "owner, mode or layout of the live generation is not what it was prepared with"
+    return changes
+
+
+def action(row, changes):
+    """
+    Return what ``changes`` (see ``differences``) ask of the process: ``reload`` or ``restart``, and why.
+
+    A reload is enough when nothing but files changed and each of their rows says that the component takes it up.
+
+    row
+        A row of the configuration's ``components``.
+
+    changes
+        What ``differences`` returned.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.action "$ROW" '{"files": {"tls.crt": "…"}}'
+    """
+    reasons = []
+    if "release" in changes:
+        reasons.append("release")
+    reasons += [f"flag {name}" for name in changes.get("flags", {})]
+    if "unit" in changes:
+        reasons.append("unit")
+    reasons += [f"file {name}" for name in changes.get("files", {})]
+    if "damage" in changes:
+        reasons.append("the live generation is damaged")
+    only_files = set(changes) <= {"generation", "files"}
+    reloadable = all(row["files"].get(name, {}).get("reload") for name in changes.get("files", {}))
+    how = "reload" if changes.get("files") and only_files and reloadable else "restart"
+    return {"how": how, "why": ", ".join(reasons)}
+
+
+def prepare(row):
+    """
+    Write the declared generation beside the others, in a directory of its own, and return its name.
+
+    It is written under another name, synced, and renamed, so that a directory with a generation's name is whole.
+    Nothing is ever written into one that exists: a damaged one is left where it is and a new one gets a number.
+
+    row
+        A row of the configuration's ``components``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.prepare "$ROW"
+    """
+    files = _build(row)
+    group, parent = _gid(row["group"]), os.path.join(row["home"], "generations")
+    for directory in (row["home"], parent):
+        try:
+            os.makedirs(directory, mode=DIRECTORY_MODE, exist_ok=True)
+            os.chown(directory, 0, group)
+            os.chmod(directory, DIRECTORY_MODE)
+        except OSError as exc:
+            raise CommandExecutionError(f"{directory}: {exc.strerror}. Nothing was promoted.") from exc
+    name = base = _digest(files)
+    number = 1
+    while os.path.isdir(os.path.join(parent, name)):
+        if _digest(_read(os.path.join(parent, name))) == base:
+            return name
+        number += 1
+        name = f"{base}.{number}"
+    for stale in os.listdir(parent):
+        if stale.startswith(".prepare-"):
+            shutil.rmtree(os.path.join(parent, stale))
+    scratch = tempfile.mkdtemp(prefix=".prepare-", dir=parent)
+    try:
+        for file, entry in files.items():
+            _write(os.path.join(scratch, file), entry, group)
+        os.chown(scratch, 0, group)
+        os.chmod(scratch, DIRECTORY_MODE)
+        os.rename(scratch, os.path.join(parent, name))
+    except OSError as exc:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise CommandExecutionError(f"{scratch}: {exc.strerror}. Nothing was promoted.") from exc
+    _sync(parent)
+    return name
+
+
+def promote(home, name, link="live"):
+    """
+    Let ``link`` below ``home`` lead to generation ``name``, by one rename.
+
+    home
+        Directory of the component's generations (its row's ``home``).
+
+    name
+        Name of the generation.
+
+    link
+        ``live`` (default) or ``good``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.promote /var/lib/kubernetes 3f9c0d1e2b3a4c5d
+    """
+    target = os.path.join("generations", name)
+    if not os.path.isdir(os.path.join(home, target)):
+        raise CommandExecutionError(f"{home}/{target}: there is no such generation.")
+    scratch = os.path.join(home, f".{link}.new")
+    if os.path.lexists(scratch):
+        os.unlink(scratch)
+    os.symlink(target, scratch)
+    os.rename(scratch, os.path.join(home, link))
+    _sync(home)
+    return True
+
+
+def failures(home):
+    """
+    Return the generations that failed their gate by their own fault: {digest: reason}.
+
+    home
+        Directory of the component's generations (its row's ``home``).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.failures /var/lib/kubernetes
+    """
+    try:
+        with salt.utils.files.fopen(os.path.join(home, FAILED), encoding="utf-8") as handle:
+            return json.load(handle)
+    except (OSError, ValueError):
+        return {}
+
+
+def remember_failure(home, name, reason):
+    """
+    Remember that generation ``name`` failed its gate, so that a scheduled run does not try it again.
+
+    home
+        Directory of the component's generations (its row's ``home``).
+
+    name
+        Name of the generation.
+
+    reason
+        Why it failed, for the operator.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.remember_failure /var/lib/kubernetes 3f9c0d1e2b3a4c5d 'it crashed'
+    """
+    with salt.utils.atomicfile.atomic_open(os.path.join(home, FAILED), "w") as handle:
+        json.dump({**failures(home), name.partition(".")[0]: reason}, handle, indent=1)
+    return True
+
+
+def forget_failures(home):
+    """
+    Forget which generations failed; they may be tried again.
+
+    home
+        Directory of the component's generations (its row's ``home``).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.forget_failures /var/lib/kubernetes
+    """
+    known = failures(home)
+    if known:
+        os.unlink(os.path.join(home, FAILED))
+    return sorted(known)
+
+
+def prune(home, keep):
+    """
+    Remove the oldest generations but ``keep`` of them, never one that is live or good. Returns the names removed.
+
+    home
+        Directory of the component's generations (its row's ``home``).
+
+    keep
+        How many generations are left, live and good included.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.prune /var/lib/kubernetes 5
+    """
+    parent, linked = os.path.join(home, "generations"), set(links(home).values())
+    idle = [name for name in os.listdir(parent) if not name.startswith(".") and name not in linked]
+    idle.sort(key=lambda name: os.stat(os.path.join(parent, name)).st_ctime, reverse=True)
+    stale = idle[max(keep - len(linked), 0) :]
+    for name in stale:
+        shutil.rmtree(os.path.join(parent, name))
+    return stale
+
+
+def promoted_at(home):
+    """
+    Return when the link ``live`` below ``home`` was last moved (seconds since the epoch), or None.
+
+    home
+        Directory of the component's generations (its row's ``home``).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.promoted_at /var/lib/kubernetes
+    """
+    try:
+        return os.lstat(os.path.join(home, "live")).st_mtime
+    except OSError:
+        return None
+
+
+def touch(home, name):
+    """
+    Touch the files of generation ``name``, and no content, so that a process that watches them looks at ``live`` anew.
+
+    A watch does not see a link that moves; it does see the files that it was set on.
+
+    home
+        Directory of the component's generations (its row's ``home``).
+
+    name
+        Name of the generation.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.touch /var/lib/kubernetes 3f9c0d1e2b3a4c5d
+    """
+    directory = os.path.join(home, "generations", name)
+    for file in os.listdir(directory):
+        os.utime(os.path.join(directory, file))
+    return True
+
+
+def sha256(home, file, link="live"):
+    """
+    Return the SHA-256 (hex) of a file of the generation that ``link`` leads to.
+
+    home
+        Directory of the component's generations (its row's ``home``).
+
+    file
+        Name of the file.
+
+    link
+        ``live`` (default) or ``good``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.sha256 /var/lib/kubernetes encryption.yaml
+    """
+    with salt.utils.files.fopen(os.path.join(home, link, file), "rb") as handle:
+        return hashlib.sha256(handle.read()).hexdigest()
+
+
+# -- building ---------------------------------------------------------------------------------------------------------
+
+
+def _build(row):
+    """Return the declared generation: file name to {text, mode, user, group, secret}."""
+    files = {
+        "start": _entry(row, __salt__["k8s_config.start_script"](row, __salt__["k8s_binary.checksum"](row["binary"])), "0750"),
+        "unit": _entry(row, __salt__["k8s_config.unit_text"](row), "0644"),
+    }
+    for name, file in row["files"].items():
+        files.update(_file(row, name, file))
+    return files
+
+
+def _entry(row, text, mode):
+    secret = any(mark in text for mark in SECRET_MARKS)
+    return {"text": text, "mode": mode, "user": "root", "group": row["group"], "secret": secret}
+
+
+def _file(row, name, file):
+    """Return the entry of one row of files (a kubeconfig that names paths is four)."""
+    mode = file.get("mode", "0640")
+    if "pki" in file:
+        return {name: _entry(row, "".join(_material(row, reference) for reference in file["pki"]), mode)}
+    if "kubeconfig" in file:
+        return _kubeconfig(row, name, file["kubeconfig"], mode)
+    if "encryption" in file:
+        text = _yaml(_encryption(row, file["encryption"]))
+    elif "yaml" in file:
+        text = _yaml(file["yaml"])
+    elif "pillar" in file:
+        return {name: {**_entry(row, _pillar(file["pillar"]), mode), "secret": True}}
+    else:
+        text = file["text"]
+    return {name: _entry(row, text, mode)}
+
+
+def _yaml(document):
+    """Return a document as YAML, sorted; arguments of states arrive with dictionaries of Salt's own kind."""
+    return yaml.safe_dump(json.loads(json.dumps(document)), sort_keys=True)
+
+
+def _kubeconfig(row, name, asked, mode):
+    material = {
+        "authority": "".join(_material(row, reference) for reference in asked["authority"]),
+        "certificate": _material(row, asked["certificate"]),
+        "key": _material(row, asked["key"]),
+    }
+    beside, embed = {}, asked.get("embed", True)
+    if not embed:
+        beside = {f"{name}.{part}": _entry(row, text, mode) for part, text in material.items()}
+        material = {part: f"{row['home']}/live/{name}.{part}" for part in material}
+    text = __salt__["k8s_kubeconfig.render"](
+        asked["server"], asked.get("cluster", "kubernetes"), asked["user"], **material, embed=embed
+    )
+    return {name: _entry(row, text, mode), **beside}
+
+
+def _encryption(row, resources):
+    """Return the EncryptionConfiguration with the names of keys replaced by keys."""
+    filled = []
+    for entry in resources:
+        providers = []
+        for provider in entry["providers"]:
+            kind, options = next(iter(provider.items()))
+            options = dict(options or {})
+            if "keys" in options:
+                options["keys"] = [{"name": key, "secret": _material(row, key).strip()} for key in options["keys"]]
+            providers.append({kind: options})
+        filled.append({"resources": entry["resources"], "providers": providers})
+    return {"apiVersion": "apiserver.config.k8s.io/v1", "kind": "EncryptionConfiguration", "resources": filled}
+
+
+def _material(row, reference):
+    """Return a piece of certificate material with exactly one line break at its end."""
+    name = row["pki"]["files"].get(reference, reference)
+    text = _pillar(f"{row['pki']['pillar']}:{name}", missing_ok=True)
+    if text is None:
+        renamed = f" ({reference} by kubernetes_controller:pki:files)" if name != reference else ""
+        raise CommandExecutionError(
+            f"pillar {row['pki']['pillar']}:{name}{renamed} is missing, {row['name']} needs it. On the master, run "
+            "`salt-run state.orchestrate kubernetes_controller.orchestrate.pki`, after putting it into "
+            f"{row['pki']['directory']}/brought/ where it is a file of your own (docs/operations.md)."
+        )
+    return text.strip() + "\n"
+
+
+def _pillar(reference, missing_ok=False):
+    value = __pillar__
+    for part in reference.split(":"):
+        value = value.get(part) if hasattr(value, "get") else None
+    if isinstance(value, bytes):
+        value = value.decode()
+    if isinstance(value, str) or (value is None and missing_ok):
+        return value
+    raise CommandExecutionError(f"pillar {reference}: missing, or not a text.")
+
+
+def _origin(row, name):
+    """Return where the content of a file comes from, in the operator's words."""
+    file = row["files"][name]
+    if "pki" in file:
+        names = [row["pki"]["files"].get(reference, reference) for reference in file["pki"]]
+    elif "kubeconfig" in file:
+        names = [row["pki"]["files"].get(file["kubeconfig"]["certificate"], file["kubeconfig"]["certificate"])]
+    else:
+        return f"kubernetes_controller:{row['key']}:files:{name}"
+    return f"{row['pki']['pillar']}:{'+'.join(names)}"
+
+
+def _pair(files, name, pair):
+    """Return certificate and key of a pair; a kubeconfig holds both (or names files beside it)."""
+    if name + ".certificate" in files:
+        return files[name + ".certificate"]["text"], files[name + ".key"]["text"]
+    text = files[name]["text"]
+    if "client-certificate-data" in text:
+        import base64
+
+        user = yaml.safe_load(text)["users"][0]["user"]
+        return [base64.b64decode(user[f"client-{part}-data"]).decode() for part in ("certificate", "key")]
+    return text, files[pair["key"]]["text"] if pair.get("key") in files else None
+
+
+# -- on disk ----------------------------------------------------------------------------------------------------------
+
+
+def _target(home, link):
+    try:
+        return os.path.basename(os.readlink(os.path.join(home, link)))
+    except OSError:
+        return None
+
+
+def _read(directory):
+    """Return a generation from disk in the form that ``_build`` returns; {} when there is none."""
+    if not os.path.isdir(directory):
+        return {}
+    files = {}
+    for name in os.listdir(directory):
+        path = os.path.join(directory, name)
+        stat, text = os.lstat(path), "(not a file)"
+        if os.path.isfile(path) and not os.path.islink(path):
+            with salt.utils.files.fopen(path, encoding="utf-8", errors="replace") as handle:
+                text = handle.read()
+        files[name] = {
+            "text": text,
+            "mode": f"{stat.st_mode & 0o7777:04o}",
+            "user": _name(pwd.getpwuid, stat.st_uid),
+            "group": _name(grp.getgrgid, stat.st_gid),
+            "secret": any(mark in text for mark in SECRET_MARKS),
+        }
+    for name in _never_shown(files):
+        files[name]["secret"] = True
+    return files
+
+
+def _never_shown(files):
+    """Return the names that a generation's ``start`` lists as secret, as far as they are there."""
+    found = re.search(r"^# never shown: (.*)$", _text(files, "start"), re.M)
+    return [name for name in (found[1].split() if found else []) if name in files]
+
+
+def _name(look_up, number):
+    try:
+        return look_up(number)[0]
+    except KeyError:
+        return str(number)
+
+
+def _gid(group):
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError as exc:
+        raise CommandExecutionError(f"group {group} does not exist; apply kubernetes_controller.prepare first.") from exc
+
+
+def _write(path, entry, group):
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        os.fchown(handle, 0, group)
+        os.fchmod(handle, int(entry["mode"], 8))
+        file.write(entry["text"])
+        file.flush()
+        os.fsync(handle)
+
+
+def _sync(directory):
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# -- comparing --------------------------------------------------------------------------------------------------------
+
+
+def _digest(files):
+    whole = hashlib.sha256()
+    for name in sorted(files):
+        entry = files[name]
+        content = hashlib.sha256(entry["text"].encode()).hexdigest()
+        whole.update(f"{name} {entry['user']} {entry['group']} {entry['mode']} {content}\n".encode())
+    return whole.hexdigest()[:DIGITS]
+
+
+def _facts(entry):
+    """Return what of a file belongs to the digest."""
+    return entry and [entry[key] for key in ("user", "group", "mode", "text")]
+
+
+def _text(files, name):
+    return files[name]["text"] if name in files else ""
+
+
+def _head(start):
+    """Return the lines of a start script that name the release, its checksum and the binary."""
+    lines = start.splitlines()
+    return [line.removesuffix(" \\") for line in lines if line.startswith("exec ") or " sha256:" in line]
+
+
+def _release(start):
+    found = re.search(r"^# \S+ (\S+) sha256:", start, re.M)
+    return found[1] if found else None
+
+
+def _flags(start):
+    found = {}
+    for line in start.partition("\nexec ")[2].split(" \\\n")[1:]:
+        word = shlex.split(line)[0] if "'" in line else line.strip()  # shlex is slow, and hardly ever needed
+        name, _, value = word.removeprefix("--").partition("=")
+        found[name] = value
+    return found
+
+
+def _diff(old, new):
+    lines = difflib.unified_diff(old.splitlines(), new.splitlines(), "live", "declared", lineterm="", n=1)
+    return "\n".join(lines)
+
+
+def _file_change(old, new):
+    """Describe how one file changes, without secrets: certificates by serial, texts by diff, the rest by word."""
+    if old is None or new is None:
+        return "added" if old is None else "removed"
+    if old["text"] == new["text"]:
+        return f"{old['user']}:{old['group']} {old['mode']} to {new['user']}:{new['group']} {new['mode']}"
+    if old["secret"] or new["secret"]:
+        return "changed (secret, not shown)"
+    if "BEGIN CERTIFICATE" in new["text"]:
+        return {"old": _described(old["text"]), "new": _described(new["text"])}
+    return _diff(old["text"], new["text"])
+
+
+def _described(text):
+    """Return a line for each certificate of a text; a text without any is only said to be another."""
+    end = "-----END CERTIFICATE-----"
+    try:
+        parts = [part + end for part in text.split(end) if part.strip()]
+        return "; ".join(__salt__["k8s_certificate.describe"](part) for part in parts)
+    except CommandExecutionError:
+        return "not a certificate"

@@ -1,0 +1,366 @@
+"""
+The gate: does a component really run, and is it really the generation that is live?
+
+Everything is asked at the address and port that the live flags bind, verified against the generation's own CA, and
+only the status 200 counts. Proxies of the environment are never used.
+"""
+
+import datetime
+import http.client
+import json
+import os
+import ssl
+import time
+import urllib.parse
+
+from salt.exceptions import CommandExecutionError
+
+TIMEOUT_S = 5
+FULL_LOOK_S = 2
+WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104 (compared with, not bound)
+# The API server believes the names that its own front proxy certificate presents (requestheader flags), so the
+# gate needs no credentials beyond those that the API server has.
+FORMULA_USER = {"X-Remote-User": "kubernetes-controller-formula", "X-Remote-Group": "system:masters"}
+
+
+def status():
+    """
+    Return a table of this node's components: what each says of itself at the address it really binds.
+
+    The return code is not zero when something is not healthy. ``kubectl get componentstatuses`` should have shown
+    this, but asks 127.0.0.1 whatever the flags say.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' k8s_health.status
+    """
+    cfg = __salt__["k8s_config.load"]()
+    if "errors" in cfg:
+        __context__["retcode"] = 1
+        return {"pillar": cfg["errors"]}
+    table = {}
+    for name, row in cfg["components"].items():
+        answer = probe(row)
+        table[name] = f"{'ok' if answer['ok'] else 'NOT OK'}  {answer['said']}"
+        if not answer["ok"]:
+            __context__["retcode"] = 1
+    if not cfg["etcd"]["managed"] and "kube-apiserver" in cfg["components"]:
+        for server, answer in _etcd_servers(cfg["components"]["kube-apiserver"]).items():
+            table[f"etcd {server}"] = f"{'ok' if answer['ok'] else 'NOT OK'}  {answer['said']}"
+            if not answer["ok"]:
+                __context__["retcode"] = 1
+    return table
+
+
+def probe(row, since=None, thorough=False):
+    """
+    Ask one component once. Returns ``ok`` (bool) and ``said`` (str: what was found, fit for an operator).
+
+    row
+        A row of the configuration's ``components``; flags are read from the generation that is live.
+    since
+        The main process must have started after this moment (seconds since the epoch).
+    thorough
+        Ask also what costs the component something: which encryption configuration is in use (default False).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_health.probe "$ROW"
+    """
+    flags = __salt__["k8s_generation.flags"](row["home"])
+    if not flags:
+        return _no("not installed: no generation is live")
+    found = __salt__["k8s_component.process"](row["name"])
+    if not found["pid"]:
+        complaint = __salt__["k8s_component.complaint"](row["name"])
+        return _no(f"no process (unit is {found['state']})" + (f": {complaint}" if complaint else ""))
+    if since and (found["started"] or 0) < since:
+        return _no("the former process still runs")
+    released = __salt__["k8s_generation.release"](row["home"])
+    if found["binary"] and os.path.basename(found["binary"]).split(" ")[0] != row["name"]:
+        return _no(f"process {found['pid']} is still {found['binary']}")
+    if found["binary"] and f"/{released}/" not in found["binary"] and row["binary_managed"]:
+        return _no(f"process {found['pid']} runs {found['binary']}, not release {released}")
+    try:
+        said = CHECKS[row["name"]](row, flags, thorough)
+    except (OSError, ssl.SSLError, http.client.HTTPException, ValueError, KeyError, CommandExecutionError) as exc:
+        return _no(f"{_where(row, flags)}: {exc or type(exc).__name__}")
+    return {"ok": True, "said": f"{_where(row, flags)}  {released}  {said}".rstrip()}
+
+
+def wait(row, since=None, timeout_s=None, consecutive=None):
+    """
+    Ask a component until it has answered well ``consecutive`` times in a row, or until ``timeout_s`` seconds passed.
+
+    row
+        A row of the configuration's ``components``; its ``gate`` has the defaults.
+    since
+        See ``probe``.
+    timeout_s, consecutive
+        Other than the gate's; with ``consecutive`` the probes are not thorough.
+
+    Returns ``ok``, ``said`` (the last answer; on failure with the telling line of the journal) and ``seconds``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_health.wait "$ROW" timeout_s=10
+    """
+    gate, thorough = row["gate"], consecutive is None
+    deadline = time.monotonic() + (gate["timeout_s"] if timeout_s is None else timeout_s)
+    started, in_a_row, restarts, looked = time.monotonic(), 0, None, 0
+    while True:
+        # A component that starts needs the processors itself: it is asked in full only when it answers at all.
+        due = time.monotonic() - looked > FULL_LOOK_S
+        if due or in_a_row or serves(row):
+            answer = probe(row, since=since, thorough=thorough)
+            in_a_row = in_a_row + 1 if answer["ok"] else 0
+            if in_a_row >= (consecutive or gate["consecutive"]):
+                break
+        if due:
+            looked = time.monotonic()
+            found = __salt__["k8s_component.process"](row["name"])["restarts"]
+            restarts = found if restarts is None else restarts
+        if time.monotonic() > deadline or found > restarts + 3:
+            complaint = __salt__["k8s_component.complaint"](row["name"], since=since)
+            said = answer["said"] + (f" (journal: {complaint})" if complaint and complaint not in answer["said"] else "")
+            answer = {"ok": False, "said": said if not answer["ok"] else f"not steady: {said}"}
+            break
+        time.sleep(gate["interval_s"])
+    return {**answer, "seconds": round(time.monotonic() - started, 1)}
+
+
+def api(row, path, method="GET", body=None, content_type="application/json"):
+    """
+    Ask this node's API server as the formula, which its front proxy certificate allows. Returns status and body.
+
+    row
+        The row of kube-apiserver in the configuration's ``components``.
+    path, method, body, content_type
+        The request; ``body`` is a str.
+
+    Raises CommandExecutionError when the API server has no front proxy certificate.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_health.api "$ROW" /version
+    """
+    flags = __salt__["k8s_generation.flags"](row["home"])
+    pair = (flags.get("proxy-client-cert-file"), flags.get("proxy-client-key-file"))
+    if not all(pair) or "requestheader-client-ca-file" not in flags:
+        raise CommandExecutionError(
+            "the API server has no front proxy certificate (flags proxy-client-cert-file, proxy-client-key-file and "
+            "requestheader-client-ca-file), so the formula cannot ask it"
+        )
+    headers = {**FORMULA_USER, "Content-Type": content_type, "Accept": "application/json"}
+    answer = _ask(row, flags, path, method=method, body=body, headers=headers, pair=pair)
+    return {"status": answer["status"], "body": answer["body"]}
+
+
+# -- what each component has to show ----------------------------------------------------------------------------------
+
+
+def _check_apiserver(row, flags, thorough):
+    _expect_ok(row, flags, row["probe"]["path"])
+    version = json.loads(_formula_gets(row, "/version"))["gitVersion"]
+    released = __salt__["k8s_generation.release"](row["home"])
+    if version.removeprefix("v") != released:
+        raise ValueError(f"says it is {version}, not {released}")
+    if thorough and flags.get("encryption-provider-config-automatic-reload") == "true":
+        file = os.path.basename(flags["encryption-provider-config"])
+        wanted = "sha256:" + __salt__["k8s_generation.sha256"](row["home"], file)
+        if wanted not in _metric_hashes(_formula_gets(row, "/metrics")):
+            raise ValueError("the encryption configuration in use is not the live one")
+    return ""
+
+
+def _check_controller(row, flags, thorough):
+    _expect_ok(row, flags, row["probe"]["path"])
+    return _lease(row)
+
+
+def _check_etcd(row, flags, thorough):
+    answer = _expect_ok(row, flags, row["probe"]["path"], pair=(flags["peer-cert-file"], flags["peer-key-file"]))
+    if '"health":"true"' not in answer["body"]:
+        raise ValueError(f"{row['probe']['path']} said {answer['body'].strip()[:200]}")
+    return ""
+
+
+CHECKS = {
+    "kube-apiserver": _check_apiserver,
+    "kube-controller-manager": _check_controller,
+    "kube-scheduler": _check_controller,
+    "etcd": _check_etcd,
+}
+
+
+def _expect_ok(row, flags, path, pair=None):
+    """Ask for ``path``; raise unless it answers 200 with the certificate of the live generation."""
+    answer = _ask(row, flags, path, pair=pair)
+    if answer["status"] != 200:
+        failed = [line for line in answer["body"].splitlines() if line.startswith("[-]")]
+        raise ValueError(f"{path} said {answer['status']} {'; '.join(failed) or answer['body'].strip()[:200]}")
+    certificate = flags.get("tls-cert-file") or flags.get("cert-file")
+    if certificate and answer["certificate"] != _first_certificate(certificate):
+        raise ValueError("it serves another certificate than the live one")
+    return answer
+
+
+def _first_certificate(path):
+    end = "-----END CERTIFICATE-----"
+    with open(path, encoding="utf-8") as handle:
+        return ssl.PEM_cert_to_DER_cert(handle.read().partition(end)[0] + end)
+
+
+def _formula_gets(row, path):
+    answer = api(row, path)
+    if answer["status"] != 200:
+        raise ValueError(f"{path} said {answer['status']} {answer['body'].strip()[:200]}")
+    return answer["body"]
+
+
+def _metric_hashes(text):
+    name = "apiserver_encryption_config_controller_last_config_info"
+    return {
+        label.split('"')[1]
+        for line in text.splitlines()
+        if line.startswith(name + "{")
+        for label in line[line.index("{") + 1 : line.index("}")].split(",")
+        if label.startswith("hash=")
+    }
+
+
+def _lease(row):
+    """Return who holds the component's leader lease, read through this node's API server; raise unless it is renewed."""
+    if not row["api"] or not row["probe"].get("lease"):
+        return ""
+    path = f"/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/{row['probe']['lease']}"
+    lease = json.loads(_formula_gets(row["api"], path))["spec"]
+    renewed = datetime.datetime.fromisoformat(lease["renewTime"].replace("Z", "+00:00"))
+    age = (datetime.datetime.now(datetime.timezone.utc) - renewed).total_seconds()
+    holder = lease.get("holderIdentity", "")
+    if not holder or age > lease["leaseDurationSeconds"]:
+        raise ValueError(f"leader lease {row['probe']['lease']} was last renewed {age:.0f} s ago by {holder or 'nobody'}")
+    return f"leader {holder.partition('_')[0]}"
+
+
+def _etcd_servers(row):
+    """Ask each etcd server of the live API server, with the API server's own identity."""
+    flags = __salt__["k8s_generation.flags"](row["home"])
+    answers = {}
+    for server in filter(None, flags.get("etcd-servers", "").split(",")):
+        where = urllib.parse.urlsplit(server)
+        try:
+            pair = (flags["etcd-certfile"], flags["etcd-keyfile"])
+            answer = _request(where.hostname, where.port or 2379, "/health", flags["etcd-cafile"], pair)
+            ok = answer["status"] == 200 and '"health":"true"' in answer["body"]
+            answers[server] = {"ok": ok, "said": "" if ok else answer["body"].strip()[:200]}
+        except (OSError, ssl.SSLError, http.client.HTTPException, KeyError) as exc:
+            answers[server] = _no(str(exc))
+    return answers
+
+
+# -- asking -----------------------------------------------------------------------------------------------------------
+
+
+def _no(reason):
+    return {"ok": False, "said": reason}
+
+
+def _bound(row, flags):
+    """Return the address and port at which the live flags let the component be asked."""
+    if "listen-client-urls" in flags:
+        where = urllib.parse.urlsplit(flags["listen-client-urls"].split(",")[0])
+        return where.hostname, where.port
+    address = flags.get("bind-address", "")
+    return row["address"] if address in WILDCARDS else address, int(flags.get("secure-port", row["port"]))
+
+
+def _where(row, flags):
+    address, port = _bound(row, flags)
+    return f"https://[{address}]:{port}" if ":" in address else f"https://{address}:{port}"
+
+
+def _authority(row, flags):
+    """Return the CA file to verify the component against; None where it makes its own certificate."""
+    if row["name"] == "etcd":
+        return flags["trusted-ca-file"]
+    return os.path.join(row["home"], "live", "ca.crt") if "tls-cert-file" in flags else None
+
+
+def _ask(row, flags, path, method="GET", body=None, headers=None, pair=None, verify=True):
+    address, port = _bound(row, flags)
+    return _request(address, port, path, _authority(row, flags) if verify else None, pair, method, body, headers)
+
+
+def ask(address, port, path, authority=None, pair=None):
+    """
+    Make one GET request with TLS; return ``status`` and ``body``.
+
+    address, port, path
+        Where.
+    authority
+        File of the CA to verify against; None for not at all.
+    pair
+        Files of a client certificate and its key (list or tuple).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_health.ask 10.8.0.102 6443 /readyz /var/lib/kubernetes/live/ca.crt
+    """
+    answer = _request(address, port, path, authority, pair)
+    return {"status": answer["status"], "body": answer["body"]}
+
+
+def serves(row):
+    """
+    Tell whether a component answers its probe right now, whatever generation it runs.
+
+    row
+        A row of the configuration's ``components``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_health.serves "$ROW"
+    """
+    flags = __salt__["k8s_generation.flags"](row["home"])
+    if not flags:
+        return False
+    pair = (flags["peer-cert-file"], flags["peer-key-file"]) if row["name"] == "etcd" else None
+    try:
+        return _ask(row, flags, row["probe"]["path"], pair=pair, verify=False)["status"] == 200
+    except (OSError, ssl.SSLError, http.client.HTTPException):
+        return False
+
+
+def _request(address, port, path, authority, pair=None, method="GET", body=None, headers=None):
+    """Make one request on a connection of its own; return status, body and the certificate served (DER)."""
+    context = ssl.create_default_context(cafile=authority)
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # brought CAs often lack the extensions that it asks for
+    if authority is None:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if pair:
+        context.load_cert_chain(*pair)
+    connection = http.client.HTTPSConnection(address, port, timeout=TIMEOUT_S, context=context)
+    try:
+        connection.request(method, path, body=body, headers=headers or {})
+        certificate = connection.sock.getpeercert(binary_form=True)
+        answer = connection.getresponse()
+        return {
+            "status": answer.status,
+            "body": answer.read().decode("utf-8", "replace"),
+            "certificate": certificate,
+        }
+    finally:
+        connection.close()

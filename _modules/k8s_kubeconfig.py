@@ -1,0 +1,182 @@
+"""
+Build, compare and write kubeconfigs.
+"""
+
+import base64
+import os
+import shutil
+
+import salt.utils.atomicfile
+import salt.utils.files
+import yaml
+from salt.exceptions import CommandExecutionError
+
+SECRET = ("client-key-data", "token", "password")
+
+
+def render(server, cluster, user, authority, certificate, key, embed=True):
+    """
+    Return the text of a kubeconfig with one context.
+
+    server
+        URL of the API server, for instance ``https://10.8.0.101:6443``.
+    cluster, user
+        Names of the cluster and of the user in it; the context is named after the cluster.
+    authority, certificate, key
+        PEM texts, or the absolute paths of such files where ``embed`` is False.
+    embed
+        True (default): the credentials are inside the file. False: it names their paths.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_kubeconfig.render https://10.8.0.101:6443 kubernetes me /a/ca.crt /a/me.crt /a/me.key embed=False
+    """
+    if embed:
+        data = [base64.b64encode(text.encode()).decode() for text in (authority, certificate, key)]
+        names = ("certificate-authority-data", "client-certificate-data", "client-key-data")
+    else:
+        data = [authority, certificate, key]
+        names = ("certificate-authority", "client-certificate", "client-key")
+    document = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": cluster, "cluster": {"server": server, names[0]: data[0]}}],
+        "users": [{"name": user, "user": {names[1]: data[1], names[2]: data[2]}}],
+        "contexts": [{"name": cluster, "context": {"cluster": cluster, "user": user}}],
+        "current-context": cluster,
+    }
+    return yaml.safe_dump(document, sort_keys=True, default_flow_style=False)
+
+
+def from_references(server, cluster, user, authority, certificate, key, embed=True):
+    """
+    Return what ``render`` does, with the credentials taken by reference.
+
+    authority, certificate, key
+        Absolute path of a PEM file, or a pillar key such as ``kubernetes_controller_pki:admin.crt``. Paths only
+        where ``embed`` is False.
+
+    Raises CommandExecutionError that names a missing file or pillar key.
+
+    This function is for other modules: what it returns holds a private key when ``embed`` is True.
+
+    server, cluster, user, embed
+        As for ``render``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_kubeconfig.from_references https://10.8.0.101:6443 kubernetes me /a/ca /a/crt /a/key embed=False
+    """
+    references = (authority, certificate, key)
+    material = [_resolve(reference) if embed else _path(reference) for reference in references]
+    return render(server, cluster, user, *material, embed=embed)
+
+
+def differences(name, text, mode="0600", user=None, group=None):
+    """
+    Return how the file at ``name`` differs from ``text``, in words fit for an operator, or {} when it does not.
+
+    mode, user, group
+        What the file must have (user and group are not looked at when None).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_kubeconfig.differences /root/.kube/config "$(cat wanted)"
+    """
+    if not os.path.isfile(name):
+        return {"file": {"old": None, "new": f"kubeconfig for {_facts(text)['server']}"}}
+    changes = {}
+    with salt.utils.files.fopen(name, encoding="utf-8") as handle:
+        present = handle.read()
+    if present != text:
+        old, new = _facts(present), _facts(text)
+        changes = {k: {"old": old.get(k), "new": new.get(k)} for k in new if old.get(k) != new.get(k)}
+        changes = changes or {"layout": {"old": "other", "new": "as declared"}}
+    stats = __salt__["file.stats"](name)
+    for key, wanted in (("mode", mode), ("user", user), ("group", group)):
+        if wanted and stats[key] != wanted:
+            changes[key] = {"old": stats[key], "new": wanted}
+    return changes
+
+
+def write(name, text, mode="0600", user=None, group=None):
+    """
+    Write ``text`` to ``name`` in one rename, never readable by others in between; a missing directory is made 0700.
+
+    name, text
+        Absolute path and content.
+
+    mode, user, group
+        Of the file: mode as an octal string (default "0600"), owner and group as they are when not given.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_kubeconfig.write /root/.kube/config "$(cat wanted)"
+    """
+    try:
+        os.makedirs(os.path.dirname(name), mode=0o700, exist_ok=True)
+    except OSError as exc:
+        raise CommandExecutionError(f"{exc.filename}: {exc.strerror}") from exc
+    with salt.utils.files.set_umask(0o077), salt.utils.atomicfile.atomic_open(name, "w") as handle:
+        os.fchmod(handle.fileno(), int(mode, 8))
+        handle.write(text)
+    os.chmod(name, int(mode, 8))
+    if user or group:
+        try:
+            shutil.chown(name, user, group)
+        except LookupError as exc:
+            raise CommandExecutionError(f"{name}: {exc}") from exc
+    return True
+
+
+def _facts(text):
+    """Return what identifies a kubeconfig without its secrets: server, user, and a description of the credentials."""
+    try:
+        document = yaml.safe_load(text)
+        cluster, user = document["clusters"][0], document["users"][0]
+        facts = {"server": cluster["cluster"].get("server"), "user": user["name"]}
+        for section, key in ((cluster["cluster"], "certificate-authority"), (user["user"], "client-certificate")):
+            if key in section:
+                facts[key] = section[key]
+            elif f"{key}-data" in section:
+                facts[key] = __salt__["k8s_certificate.describe"](base64.b64decode(section[f"{key}-data"]).decode())
+        secret = user["user"].get("client-key-data")
+        facts["key"] = user["user"].get("client-key") or (_digest(secret) if secret else None)
+        return facts
+    except (yaml.YAMLError, KeyError, IndexError, TypeError, ValueError, CommandExecutionError):
+        return {"server": "unreadable"}
+
+
+def _digest(secret):
+    import hashlib
+
+    return "key " + hashlib.sha256(secret.encode()).hexdigest()[:12]
+
+
+def _resolve(reference):
+    if reference.startswith("/"):
+        try:
+            with salt.utils.files.fopen(reference, encoding="utf-8") as handle:
+                return handle.read()
+        except OSError as exc:
+            raise CommandExecutionError(f"{reference}: {exc.strerror}") from exc
+    value = __pillar__
+    for part in reference.split(":"):
+        value = value.get(part) if hasattr(value, "get") else None
+    if not isinstance(value, str):
+        raise CommandExecutionError(f"pillar {reference}: missing")
+    return value
+
+
+def _path(reference):
+    if not reference.startswith("/"):
+        raise CommandExecutionError(f"{reference}: with embed: false a path is needed, not a pillar key")
+    return reference

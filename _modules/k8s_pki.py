@@ -1,0 +1,314 @@
+"""
+The certificates of a cluster, on the master: CAs, shared keys, leaf certificates, and each minion's share of them.
+
+One table (``certificates`` and ``deliveries`` of the resolved configuration) is walked by one function. Salt's x509
+states would do the same with a nested state run per file; a hundred files make that the longest part of a rollout.
+A CA, the service-account key and the encryption keys are made once; what was made and is lost is an error.
+"""
+
+import base64
+import datetime
+import glob
+import ipaddress
+import os
+import secrets
+import tempfile
+
+import salt.utils.files
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from salt.exceptions import CommandExecutionError
+
+CURVES = {256: ec.SECP256R1, 384: ec.SECP384R1, 521: ec.SECP521R1}
+USAGES = {"serverAuth": ExtendedKeyUsageOID.SERVER_AUTH, "clientAuth": ExtendedKeyUsageOID.CLIENT_AUTH}
+CLOCK_SKEW = datetime.timedelta(hours=1)
+DIRECTORIES = ("", "authorities", "shared", "admin", "brought", "hosts")
+
+
+def differences(pki):
+    """
+    Return what is not as declared: a dictionary of path to reason, {} when all is in place. Nothing is written.
+
+    pki
+        The key ``pki`` of the cluster's resolved configuration.
+
+    Raises CommandExecutionError when something that must never be made anew is lost.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local k8s_pki.differences "$PKI"
+    """
+    return {path: why for path, why, _ in _steps(pki)}
+
+
+def make(pki):
+    """
+    Make and hand out what is not as declared; each file in one rename, readable by its owner alone.
+
+    pki
+        See ``differences``. Returns and raises what that does.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local k8s_pki.make "$PKI"
+    """
+    done = {}
+    for path, why, step in _steps(pki):
+        step()
+        done[path] = why
+    return done
+
+
+# -- the walk: each step is (path, why, function that does it), judged when the ones before it are done ---------------
+
+
+def _steps(pki):
+    yield from _directories(pki)
+    for name, authority in pki["authorities"].items():
+        if authority["managed"] and authority.get("enabled", True):
+            yield from _authority(pki, name, authority)
+    yield from _service_account(pki)
+    yield from _encryption(pki)
+    for row in pki["certificates"]:
+        yield from _leaf(pki, row)
+    for row in pki["deliveries"]:
+        yield from _delivery(row)
+
+
+def _directories(pki):
+    names = [os.path.join(pki["directory"], name).rstrip("/") for name in DIRECTORIES]
+    shares = {os.path.dirname(row["target"]) for row in pki["deliveries"]}
+    names += sorted(shares | {os.path.dirname(share) for share in shares})
+    for path in names:
+        if not os.path.isdir(path):
+            yield path, "missing", lambda path=path: os.makedirs(path, mode=0o700)
+        elif os.stat(path).st_mode & 0o077:
+            yield path, "readable by others", lambda path=path: os.chmod(path, 0o700)
+
+
+def _authority(pki, name, authority):
+    base = f"{pki['directory']}/authorities/{name}-ca"
+    key_path, path = f"{base}.key", f"{base}.crt"
+    if not os.path.exists(key_path):
+        _refuse_if_known(pki, key_path, path, f"{name}-ca.crt")
+        yield key_path, "missing", lambda: _write_key(key_path, pki)
+    if not os.path.exists(path):
+        yield path, "missing", lambda: _write(path, _authority_certificate(authority, _key(key_path)))
+    elif os.path.exists(key_path) and _public(_key(key_path)) != _public(_certificate(path)):
+        raise CommandExecutionError(f"{key_path} is not the key of {path}. Restore the pair from a backup.")
+
+
+def _service_account(pki):
+    if not pki["service_account"]["managed"]:
+        return
+    key_path, path = f"{pki['directory']}/shared/service-account.key", f"{pki['directory']}/shared/service-account.pub"
+    if not os.path.exists(key_path):
+        _refuse_if_known(pki, key_path, path, "service-account.pub")
+        yield key_path, "missing", lambda: _write_key(key_path, pki)
+    if not os.path.exists(path):
+        yield path, "missing", lambda: _write(path, _public_text(_key(key_path)))
+
+
+def _encryption(pki):
+    if not pki["encryption"]["managed"]:
+        return
+    for name in pki["encryption_keys"]:
+        path = f"{pki['directory']}/shared/{name}"
+        if not os.path.exists(path):
+            _refuse_if_known(pki, path, name)
+            yield path, "missing", lambda path=path: _write(path, base64.b64encode(secrets.token_bytes(32)).decode())
+
+
+def _leaf(pki, row):
+    key_path, path = row["key"], row["path"]
+    if not os.path.exists(key_path):
+        yield key_path, "missing", lambda: _write_key(key_path, pki)
+    why = _leaf_fault(pki, row)
+    if why:
+        yield path, why, lambda: _write(path, _leaf_certificate(pki, row))
+
+
+def _delivery(row):
+    """Copy a file to a minion's share when it is missing there or another."""
+    source = next((path for path in row["sources"] if os.path.exists(path)), None)
+    if source is None:
+        if row["sources"][0].rpartition("/")[0].endswith(("/authorities", "/shared")):
+            yield row["target"], "missing", lambda: _copy(row["sources"][0], row["target"])
+            return
+        raise CommandExecutionError(
+            f"{row['name']} is declared to be brought, but is neither {' nor '.join(row['sources'])}. Put it there."
+        )
+    if not os.path.exists(row["target"]):
+        yield row["target"], "missing", lambda: _copy(source, row["target"])
+    elif _read(source) != _read(row["target"]):
+        yield row["target"], f"differs from {source}", lambda: _copy(source, row["target"])
+
+
+def _refuse_if_known(pki, path, *witnesses):
+    """Raise when anything shows that the secret ``path`` existed: its other half, or a minion that has a share of it."""
+    found = [witness for witness in witnesses if witness.startswith("/") and os.path.exists(witness)]
+    for witness in witnesses:
+        found += glob.glob(f"{pki['directory']}/hosts/*/{pki['pillar']}/{os.path.basename(witness)}")
+    if found:
+        raise CommandExecutionError(
+            f"{path} is lost (but {found[0]} exists). It is never made anew for a cluster that has it: restore it from a backup."
+        )
+
+
+# -- certificates -----------------------------------------------------------------------------------------------------
+
+
+def _name(common_name, organization=None):
+    parts = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)]
+    if organization:
+        parts.insert(0, x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization))
+    return x509.Name(parts)
+
+
+def _authority_certificate(authority, key):
+    name = _name(authority["common_name"])
+    builder = _builder(name, name, key.public_key(), authority["days_valid"])
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    builder = builder.add_extension(_key_usage("digital_signature", "key_cert_sign", "crl_sign"), critical=True)
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    return _pem(builder.sign(key, hashes.SHA256()))
+
+
+def _leaf_certificate(pki, row):
+    base = f"{pki['directory']}/authorities/{row['authority']}-ca"
+    authority, authority_key, key = _certificate(f"{base}.crt"), _key(f"{base}.key"), _key(row["key"])
+    subject = _name(row["common_name"], row.get("organization"))
+    builder = _builder(subject, authority.subject, key.public_key(), row["days_valid"], authority.not_valid_after_utc)
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    builder = builder.add_extension(_key_usage("digital_signature", "key_encipherment"), critical=True)
+    builder = builder.add_extension(x509.ExtendedKeyUsage([USAGES[usage] for usage in row["usage"]]), critical=False)
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
+    builder = builder.add_extension(identifier, critical=False)
+    if row["sans"]:
+        builder = builder.add_extension(x509.SubjectAlternativeName(_sans(row)), critical=False)
+    return _pem(builder.sign(authority_key, hashes.SHA256()))
+
+
+def _builder(subject, issuer, public_key, days_valid, not_after=None):
+    now = datetime.datetime.now(datetime.timezone.utc)
+    until = now + datetime.timedelta(days=days_valid)
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(public_key)
+    builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - CLOCK_SKEW)
+    return builder.not_valid_after(min(until, not_after) if not_after else until)
+
+
+def _key_usage(*allowed):
+    fields = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
+    fields += ("key_cert_sign", "crl_sign", "encipher_only", "decipher_only")
+    return x509.KeyUsage(**{field: field in allowed for field in fields})
+
+
+def _sans(row):
+    return [
+        x509.IPAddress(ipaddress.ip_address(value)) if kind == "IP" else x509.DNSName(value)
+        for kind, _, value in (san.partition(":") for san in row["sans"])
+    ]
+
+
+def _leaf_fault(pki, row):
+    """Return why the certificate of ``row`` has to be made (str), or None."""
+    if not os.path.exists(row["path"]):
+        return "missing"
+    if not os.path.exists(row["key"]):
+        return "its key was missing"
+    certificate, authority = _certificate(row["path"]), _certificate(f"{pki['directory']}/authorities/{row['authority']}-ca.crt")
+    if _public(_key(row["key"])) != _public(certificate):
+        return "the key is another"
+    if certificate.subject != _name(row["common_name"], row.get("organization")):
+        return f"subject was {certificate.subject.rfc4514_string()}"
+    if not _is_signed(certificate, authority):
+        return "the CA is another"
+    if set(_extension(certificate, x509.SubjectAlternativeName)) != set(_sans(row)):
+        return "names and addresses differ"
+    if set(_extension(certificate, x509.ExtendedKeyUsage)) != {USAGES[usage] for usage in row["usage"]}:
+        return "usage differs"
+    left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.timezone.utc)
+    if left < datetime.timedelta(days=pki["days_remaining"]) and certificate.not_valid_after_utc < authority.not_valid_after_utc:
+        return f"{left.days} days left"
+    return None
+
+
+def _is_signed(certificate, authority):
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except Exception:  # noqa: BLE001 (whatever is wrong with the signature, it is not this CA's)
+        return False
+    return True
+
+
+def _extension(certificate, kind):
+    try:
+        return certificate.extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return []
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def _write_key(path, pki):
+    if pki["algorithm"] == "ec":
+        key = ec.generate_private_key(CURVES[pki["key_size_bits"]]())
+    else:
+        key = rsa.generate_private_key(public_exponent=65537, key_size=pki["key_size_bits"])
+    text = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    _write(path, text.decode())
+
+
+def _write(path, text):
+    """Write a file in one rename, readable by its owner alone from its first byte on."""
+    handle, scratch = tempfile.mkstemp(prefix=".new-", dir=os.path.dirname(path))
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(handle)
+    os.replace(scratch, path)
+
+
+def _copy(source, target):
+    _write(target, _read(source))
+
+
+def _read(path):
+    with salt.utils.files.fopen(path, encoding="utf-8") as handle:
+        return handle.read()
+
+
+def _key(path):
+    try:
+        return serialization.load_pem_private_key(_read(path).encode(), password=None)
+    except (ValueError, TypeError) as exc:
+        kind = type(exc).__name__
+        raise CommandExecutionError(f"{path}: not a usable private key ({kind}). Restore it from a backup.") from exc
+
+
+def _certificate(path):
+    try:
+        return x509.load_pem_x509_certificate(_read(path).encode())
+    except ValueError as exc:
+        raise CommandExecutionError(f"{path}: not a PEM certificate. Restore it from a backup.") from exc
+
+
+def _pem(certificate):
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _public_text(key):
+    encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_key().public_bytes(encoding, form).decode()
+
+
+def _public(holder):
+    encoding, form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    return holder.public_key().public_bytes(encoding, form)

@@ -1,0 +1,162 @@
+"""
+The turn: the right to restart or reload something that is serving. One holder per cluster, by a lock in etcd.
+
+The lock is ``etcdctl lock``. It runs a command that ends when this process does, so a minion that is killed gives the
+turn back at once, and a node that is cut off gives it back when its lease runs out.
+"""
+
+import http.client
+import os
+import select
+import ssl
+import subprocess
+import time
+
+from salt.exceptions import CommandExecutionError
+
+HOLD = "echo held; exec cat >/dev/null"
+
+
+def take(row):
+    """
+    Take the turn for a component of this node, waiting for it up to the pillar's deadline.
+
+    row
+        A row of the configuration's ``components``; its ``turn`` has the lock's ``key``, ``timeout_s`` and ``ttl_s``.
+
+    Returns a handle for ``release`` (the pid of the process that holds the lock). Raises CommandExecutionError that
+    names the present holder and the override when the turn is not to be had.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_turn.take "$ROW"
+    """
+    turn, environment = row["turn"], _environment(row)
+    command = [row["etcdctl"], "lock", f"--ttl={turn['ttl_s']}", turn["key"], "--", "/bin/sh", "-c", HOLD]
+    holder = subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    __context__.setdefault("k8s_turn", {})[holder.pid] = holder
+    said = _wait_for_line(holder, turn["timeout_s"])
+    if said.strip() == "held":
+        _put(row, f"{turn['key']}-holder", f"{__opts__['id']} for {row['name']}")
+        return holder.pid
+    reason = f"the turn is held by {_get(row, turn['key'] + '-holder') or 'somebody'}"
+    if holder.poll() is not None:
+        reason = f"etcd does not give the turn: {holder.stderr.read().strip().splitlines()[-1:] or 'no reason given'}"
+    release(holder.pid)
+    raise CommandExecutionError(f"{reason}, after {turn['timeout_s']} s; nothing was touched. {_override('turn')}")
+
+
+def release(handle):
+    """
+    Give the turn back.
+
+    handle
+        What ``take`` returned.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_turn.release 4711
+    """
+    holder = __context__.get("k8s_turn", {}).pop(handle, None)
+    if holder is None:
+        return False
+    holder.stdin.close()
+    try:
+        holder.wait(5)
+    except subprocess.TimeoutExpired:
+        holder.kill()
+        holder.wait()
+    return True
+
+
+def refusals(row):
+    """
+    Return why what serves on this node must not be interrupted now: a sentence per neighbour that is not ready.
+
+    row
+        A row of the configuration's ``components``; its ``neighbours`` are asked (API servers, or etcd members for etcd).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_turn.refusals "$ROW"
+    """
+    flags = __salt__["k8s_generation.flags"](row["home"])
+    etcd = row["name"] == "etcd"
+    pair = (flags["peer-cert-file"], flags["peer-key-file"]) if etcd else None
+    authority = flags["trusted-ca-file"] if etcd else os.path.join(row["home"], "live", "ca.crt")
+    path, port = ("/health", row["port"]) if etcd else ("/readyz", row["api"]["port"])
+    found = []
+    for minion, address in row["neighbours"].items():
+        try:
+            answer = __salt__["k8s_health.ask"](address, port, path, authority, pair)
+            if answer["status"] != 200:
+                found.append(f"{minion} is not ready ({path} said {answer['status']})")
+        except (OSError, ssl.SSLError, http.client.HTTPException) as exc:
+            found.append(f"{minion} is not ready ({exc})")
+    return found
+
+
+def neighbours_ready(row, timeout_s=60):
+    """
+    Wait until every neighbour is ready; raise CommandExecutionError naming those that are not, and the override.
+
+    row
+        See ``refusals``.
+    timeout_s
+        How long to wait, in seconds (default 60).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_turn.neighbours_ready "$ROW"
+    """
+    deadline = time.monotonic() + timeout_s
+    while found := refusals(row):
+        if time.monotonic() > deadline:
+            what = "etcd would lose a member more" if row["name"] == "etcd" else "one more would be missing"
+            raise CommandExecutionError(f"{'; '.join(found)}: {what}, so nothing was touched. {_override('neighbours')}")
+        time.sleep(1)
+    return True
+
+
+def _override(name):
+    return f'To go on all the same, once: pillar=\'{{"kubernetes_controller": {{"rollout": {{"ignore": ["{name}"]}}}}}}\'.'
+
+
+def _environment(row):
+    """Return the environment in which etcdctl reaches the cluster: with the API server's own identity, or the member's."""
+    flags = __salt__["k8s_generation.flags"](row["home"] if row["name"] == "etcd" else row["api"]["home"])
+    if row["name"] == "etcd":
+        access = (flags["listen-client-urls"], flags["trusted-ca-file"], flags["peer-cert-file"], flags["peer-key-file"])
+    else:
+        access = tuple(flags[name] for name in ("etcd-servers", "etcd-cafile", "etcd-certfile", "etcd-keyfile"))
+    names = ("ETCDCTL_ENDPOINTS", "ETCDCTL_CACERT", "ETCDCTL_CERT", "ETCDCTL_KEY")
+    return {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), **dict(zip(names, access, strict=True))}
+
+
+def _wait_for_line(process, timeout_s):
+    """Return the first line that ``process`` prints, or "" after ``timeout_s`` seconds or when it ends."""
+    ready, _, _ = select.select([process.stdout], [], [], timeout_s)
+    return process.stdout.readline() if ready else ""
+
+
+def _put(row, key, value):
+    subprocess.run([row["etcdctl"], "put", key, value], env=_environment(row), capture_output=True, check=False, timeout=10)
+
+
+def _get(row, key):
+    command = [row["etcdctl"], "get", "--print-value-only", key]
+    try:
+        answer = subprocess.run(command, env=_environment(row), capture_output=True, text=True, check=False, timeout=10)
+    except subprocess.TimeoutExpired:
+        return ""
+    return answer.stdout.strip()

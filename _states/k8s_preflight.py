@@ -1,0 +1,45 @@
+"""
+Check a node's declaration as a whole before anything is prepared or touched.
+"""
+
+from salt.exceptions import CommandExecutionError
+
+
+def passed(name, components):
+    """
+    Ensure that what the pillar declares for this node fits together; nothing is changed either way.
+
+    name
+        A sentence.
+    components
+        The configuration's ``components`` (dict of rows).
+
+    Nothing may run in a component's place that this formula did not start, unless the operator says to adopt it. Every
+    certificate, key and file must be there and fit its use, and each binary must know its flags. A component whose
+    declared generation is already good is not asked again.
+
+    .. code-block:: yaml
+
+        What is declared for this node fits together:
+          k8s_preflight.passed:
+            - components: {{ cfg.components | json }}
+    """
+    ret = {"name": name, "result": True, "changes": {}, "comment": ""}
+    found, unknowable = [], []
+    for row in components.values():
+        foreign = __salt__["k8s_component.foreign"](row)
+        if foreign:
+            found.append(foreign)
+            continue
+        try:
+            if __salt__["k8s_generation.digest"](row) == __salt__["k8s_generation.links"](row["home"])["good"]:
+                continue
+        except CommandExecutionError as exc:
+            (unknowable if __opts__["test"] else found).append(str(exc))
+            continue
+        found += __salt__["k8s_generation.problems"](row)
+    if found:
+        return ret | {"result": False, "comment": "\n".join([*dict.fromkeys(found), "Nothing was touched."])}
+    if unknowable:
+        return ret | {"result": None, "comment": "Not knowable yet: " + "; ".join(unknowable)}
+    return ret | {"comment": f"{', '.join(components)}: certificates, files and flags fit together."}

@@ -1,0 +1,39 @@
+"""
+Apply an SLS from within a run, so that it renders with modules that this very run brought to the node.
+"""
+
+
+def applied(name, mods=None):
+    """
+    Ensure that an SLS is applied; a failure inside is a failure of this state.
+
+    name
+        The SLS, or a sentence where ``mods`` is given.
+    mods
+        SLS to apply (list of str, default the name).
+
+    The pillar of this run is handed on, one-run values included.
+
+    .. code-block:: yaml
+
+        The control plane is applied with the modules that were just synced:
+          k8s_sls.applied:
+            - name: kubernetes_controller
+    """
+    mods = mods or [name]
+    pillar = {key: value for key, value in __pillar__.items() if key == "kubernetes_controller"}
+    pillar["kubernetes_controller_synced"] = True  # a second round would be endless
+    answer = __salt__["state.sls"](mods, concurrent=True, test=__opts__["test"], pillar=pillar)
+    if not isinstance(answer, dict):
+        return {"name": name, "result": False, "changes": {}, "comment": "\n".join(map(str, answer))}
+    states = sorted(answer.values(), key=lambda state: state.get("__run_num__", 0))
+    failed = [state for state in states if state["result"] is False]
+    changes = {state.get("__id__", state["name"]): state["changes"] for state in states if state["changes"]}
+    lines = [f"{state.get('__id__', state['name'])}: {state['comment']}" for state in failed]
+    pending = any(state["result"] is None for state in states)
+    return {
+        "name": name,
+        "result": False if failed else (None if pending else True),
+        "changes": changes,
+        "comment": "\n".join(lines) or f"{', '.join(mods)}: {len(states)} states, {len(changes)} with changes.",
+    }

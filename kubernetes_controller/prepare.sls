@@ -1,0 +1,51 @@
+{#- The accounts that the components run as, and the directories that they write to. -#}
+{%- from "kubernetes_controller/map.jinja" import cfg, unready with context %}
+{%- if not cfg %}
+{{ unready }}
+{%- else %}
+
+include:
+  - kubernetes_controller.preflight
+
+{{ cfg.log_dir }} holds the logs of the components:
+  file.directory:
+    - name: {{ cfg.log_dir }}
+    - mode: "0755"
+    - makedirs: True
+    - require:
+      - k8s_preflight: What is declared for this node fits together
+
+{%- for name, row in cfg.components.items() %}
+
+{{ name }} has a group:
+  group.present:
+    - name: {{ row.group }}
+    - system: True
+    - require:
+      - k8s_preflight: What is declared for this node fits together
+
+{{ name }} has an account:
+  user.present:
+    - name: {{ row.user }}
+    - gid: {{ row.group }}
+    - system: True
+    - shell: /usr/sbin/nologin
+    - home: /nonexistent
+    - createhome: False
+    - require:
+      - group: {{ name }} has a group
+
+{%- for directory, mode in row.directories.items() %}
+
+{{ name }} may write to {{ directory }}:
+  file.directory:
+    - name: {{ directory }}
+    - user: {{ row.user }}
+    - group: {{ row.group }}
+    - mode: "{{ mode }}"
+    - makedirs: True
+    - require:
+      - user: {{ name }} has an account
+{%- endfor %}
+{%- endfor %}
+{%- endif %}

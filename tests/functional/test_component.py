@@ -1,0 +1,364 @@
+"""k8s_component.running with everything on disk real; only systemd, and the gate that asks the process, are stood in for."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from salt.exceptions import CommandExecutionError
+
+STATE = "k8s_component.running"
+
+
+class Systemd:
+    """One unit, as systemd would have it. A process is good when it started from what is live."""
+
+    def __init__(self, minion, row):
+        self.row, self.unit, self.pid, self.started, self.enabled, self.stranger = row, None, 0, None, False, None
+        self.sick, self.refuses, self.log = None, None, []
+        for name in ("process", "restart", "install_unit", "unit_differs", "foreign"):
+            minion.fake(f"k8s_component.{name}", getattr(self, name))
+        self.wait = minion.fake("k8s_health.wait", self.gate)
+
+    @property
+    def live_unit(self):
+        return (Path(self.row["home"]) / "live/unit").read_text()
+
+    def process(self, name):
+        state = "active" if self.pid else "inactive"
+        return {
+            "state": state, "substate": "", "pid": self.pid, "started": self.started, "restarts": 0,
+            "binary": self.row["binary"] if self.pid else None, "unit": "", "enabled": self.enabled,
+        }  # fmt: skip
+
+    def restart(self, name):
+        self.log.append("restart")
+        self.pid, self.started = self.pid + 1, time.time()
+        return True
+
+    def install_unit(self, row):
+        if self.refuses:
+            raise CommandExecutionError(self.refuses)
+        self.unit, self.enabled = self.live_unit, True
+        return True
+
+    def unit_differs(self, row):
+        return self.unit != self.live_unit
+
+    def foreign(self, row):
+        return None if row["adopt"] or (Path(row["home"]) / "live").is_symlink() else self.stranger
+
+    def gate(self, row, since=None, timeout_s=None, consecutive=None):
+        if self.sick or not self.pid:
+            return {"ok": False, "said": self.sick or "no process", "seconds": 90.0}
+        if since and self.started < since:
+            return {"ok": False, "said": "the former process still runs", "seconds": 90.0}
+        return {"ok": True, "said": "fine", "seconds": 0.1}
+
+
+class Component:
+    def __init__(self, minion, rows, apply, key):
+        self.minion, self.rows, self.apply, self.key = minion, rows, apply, key
+        self.name = {"apiserver": "kube-apiserver", "scheduler": "kube-scheduler"}[key]
+        self.row = rows()[self.name]
+        self.home = Path(self.row["home"])
+        self.systemd = Systemd(minion, self.row)
+
+    def declare(self, *layers):
+        """The row for other words below this component's key of the pillar."""
+        return self.rows(*({self.key: layer} for layer in layers))[self.name]
+
+    def run(self, row=None):
+        """Apply for real, whatever the mode of the test."""
+        return self.minion.state(STATE, self.name, component=row or self.row)
+
+    def try_(self, testmode, row=None, again=True):
+        """Apply in the mode of the test."""
+        return self.apply(testmode, self.minion, STATE, self.name, component=row or self.row, again=again)
+
+    def links(self):
+        return self.minion.modules["k8s_generation.links"](str(self.home))
+
+    def digest(self, row=None):
+        return self.minion.modules["k8s_generation.digest"](row or self.row)
+
+    def promote(self, row=None, link="live"):
+        """Do what a run does that is killed after its promotion."""
+        name = self.minion.modules["k8s_generation.prepare"](row or self.row)
+        self.minion.modules["k8s_generation.promote"](str(self.home), name, link=link)
+        return name
+
+
+@pytest.fixture
+def scheduler(node, rows, apply):
+    return Component(node, rows, apply, "scheduler")
+
+
+@pytest.fixture
+def apiserver(node, rows, apply):
+    return Component(node, rows, apply, "apiserver")
+
+
+def expected(testmode):
+    return None if testmode else True
+
+
+def test_a_first_start_installs_starts_and_is_good(scheduler, testmode):
+    ret = scheduler.try_(testmode)
+    name = scheduler.digest()
+    assert ret.changes == {
+        "generation": {"old": None, "new": name},
+        "release": {"old": None, "new": "1.37.2"},
+        "process": "start",
+    }
+    assert ret.result is expected(testmode)
+    assert scheduler.links() == ({"live": None, "good": None} if testmode else {"live": name, "good": name})
+    assert scheduler.systemd.log == ([] if testmode else ["restart"])
+    assert scheduler.systemd.enabled is not testmode
+
+
+def test_a_changed_flag_is_a_restart_and_exactly_that_flag(scheduler, testmode):
+    scheduler.run()
+    old, changed = scheduler.digest(), scheduler.declare({"settings": {"v": 4}})
+    ret = scheduler.try_(testmode, changed)
+    assert ret.changes == {
+        "generation": {"old": old, "new": scheduler.digest(changed)},
+        "flags": {"v": {"old": None, "new": "4"}},
+        "process": "restart (flag v)",
+    }
+    assert ret.result is expected(testmode)
+    assert scheduler.systemd.log == ["restart"] * (1 if testmode else 2)
+    live = old if testmode else scheduler.digest(changed)
+    assert scheduler.links() == {"live": live, "good": live}
+
+
+def test_what_can_be_reloaded_is_reloaded_by_touching_the_former_generation(apiserver, authorities, testmode):
+    apiserver.run()
+    former = apiserver.home / "generations" / apiserver.digest()
+    for path in former.iterdir():
+        os.utime(path, (1, 1))
+    pid = apiserver.systemd.pid
+    new = authorities["kubernetes"].issue("kube-apiserver", ["serverAuth"], ["10.8.0.101"])
+    apiserver.minion.opts["pillar"]["kubernetes_controller_pki"] |= {"apiserver.crt": new.crt, "apiserver.key": new.key}
+    ret = apiserver.try_(testmode)
+    assert ret.changes["process"] == "reload (file tls.crt, file tls.key)"
+    assert set(ret.changes["files"]) == {"tls.crt", "tls.key"}
+    assert ret.changes["files"]["tls.key"] == "changed (secret, not shown)"
+    assert ret.result is expected(testmode)
+    assert apiserver.systemd.pid == pid
+    assert {path.stat().st_mtime > 1 for path in former.iterdir()} == {not testmode}
+
+
+def test_what_cannot_be_reloaded_is_a_restart(apiserver, material, testmode):
+    apiserver.run()
+    apiserver.minion.opts["pillar"]["kubernetes_controller_pki"]["service-account.key"] = material["admin.key"]
+    assert apiserver.try_(testmode).changes["process"] == "restart (file service-account.key)"
+
+
+def test_nothing_declared_anew_is_no_change_and_a_look_whether_it_serves(scheduler, testmode):
+    scheduler.run()
+    ret = scheduler.try_(testmode)
+    assert (ret.result, ret.changes) == (True, {})
+    assert ret.comment == "kube-scheduler runs as declared: fine"
+
+
+def test_as_declared_but_not_serving_is_a_failure(scheduler, testmode):
+    scheduler.run()
+    scheduler.systemd.sick = "/healthz said 500 [-]informer-sync"
+    ret = scheduler.try_(testmode)
+    assert (ret.result, ret.changes) == (False, {})
+    assert ret.comment == "kube-scheduler is as declared but does not serve: /healthz said 500 [-]informer-sync"
+
+
+def test_a_component_that_stopped_is_started(scheduler, testmode):
+    scheduler.run()
+    scheduler.systemd.pid = 0
+    ret = scheduler.try_(testmode)
+    assert ret.changes == {"process": "start (unit was inactive)"}
+    assert ret.result is expected(testmode)
+    assert scheduler.systemd.log == ["restart"] * (1 if testmode else 2)
+
+
+@pytest.mark.parametrize(
+    ("edit", "changes", "restarts"),
+    [
+        ({"unit": "edited"}, {"unit": "not a copy of live/unit", "process": "restart (unit)"}, 1),
+        ({"enabled": False}, {"unit": "not enabled", "process": "none (unit)"}, 0),
+    ],
+)
+def test_a_unit_that_somebody_edited_or_disabled_is_repaired(scheduler, testmode, edit, changes, restarts):
+    scheduler.run()
+    for name, value in edit.items():
+        setattr(scheduler.systemd, name, value)
+    ret = scheduler.try_(testmode)
+    assert (ret.result, ret.changes) == (expected(testmode), changes)
+    assert scheduler.systemd.log == ["restart"] * (1 if testmode else 1 + restarts)
+
+
+def test_a_generation_that_somebody_edited_is_exchanged_and_left_for_him_to_see(scheduler, testmode, helpers):
+    scheduler.run()
+    name = scheduler.digest()
+    (scheduler.home / "live/scheduler.yaml").write_text("edited: true\n")
+    before = helpers.tree(scheduler.home / "generations" / name)
+    ret = scheduler.try_(testmode)
+    assert ret.result is expected(testmode)
+    assert "-edited: true" in ret.changes["files"]["scheduler.yaml"]
+    assert ret.changes["process"] == "restart (file scheduler.yaml)"
+    assert helpers.tree(scheduler.home / "generations" / name) == before
+    assert scheduler.links()["live"] == (name if testmode else f"{name}.2")
+
+
+# -- killed runs ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_killed_after_its_promotion_is_finished_by_the_next(scheduler, testmode):
+    scheduler.run()
+    good, changed = scheduler.digest(), scheduler.declare({"settings": {"v": 4}})
+    time.sleep(0.02)  # the times of links are coarser than the clock
+    live = scheduler.promote(changed)
+    ret = scheduler.try_(testmode, changed)
+    assert ret.changes == {"generation": {"old": good, "new": live}, "process": "restart (an earlier run was cut off)"}
+    assert ret.result is expected(testmode)
+    assert scheduler.systemd.log == ["restart"] * (1 if testmode else 2)
+    assert scheduler.links()["good"] == (good if testmode else live)
+
+
+def test_a_run_killed_during_its_gate_is_finished_without_another_restart(scheduler, testmode):
+    scheduler.run()
+    changed = scheduler.declare({"settings": {"v": 4}})
+    live = scheduler.promote(changed)
+    scheduler.systemd.install_unit(changed)
+    time.sleep(0.02)
+    scheduler.systemd.restart("kube-scheduler")
+    before = list(scheduler.systemd.log)
+    ret = scheduler.try_(testmode, changed)
+    assert ret.result is expected(testmode)
+    assert scheduler.systemd.log == before
+    if not testmode:
+        assert scheduler.links() == {"live": live, "good": live}
+
+
+def test_a_first_run_killed_after_its_promotion_is_finished(scheduler, testmode):
+    live = scheduler.promote()
+    ret = scheduler.try_(testmode)
+    assert ret.changes["generation"] == {"old": None, "new": live}
+    assert ret.result is expected(testmode)
+    assert scheduler.links()["good"] == (None if testmode else live)
+
+
+def test_a_declaration_changed_after_a_killed_run_is_a_restart(apiserver, authorities, testmode):
+    apiserver.run()
+    apiserver.promote(apiserver.declare({"settings": {"v": 4}}))
+    apiserver.minion.opts["pillar"]["kubernetes_controller_pki"]["front-proxy-ca.crt"] += authorities["etcd"].crt
+    ret = apiserver.try_(testmode, apiserver.declare({"settings": {"v": 4}}))
+    assert ret.changes["process"] == "restart (file front-proxy-ca.crt, and an earlier run was cut off)"
+    assert ret.result is expected(testmode)
+
+
+@pytest.mark.parametrize("when", ["first start", "later"])
+def test_a_run_killed_while_it_prepared_leaves_nothing_that_hurts(scheduler, testmode, when):
+    if when == "later":
+        scheduler.run()
+    leftover = scheduler.home / "generations/.prepare-abc"
+    leftover.mkdir(parents=True)
+    (leftover / "start").write_text("half")
+    ret = scheduler.try_(testmode, scheduler.declare({"settings": {"v": 4}}))
+    assert ret.result is expected(testmode)
+    assert leftover.exists() is testmode
+
+
+@pytest.mark.parametrize("scratch", [".live.new", ".good.new"])
+def test_a_run_killed_between_link_and_rename_leaves_nothing_that_hurts(scheduler, testmode, scratch):
+    scheduler.run()
+    (scheduler.home / scratch).symlink_to("generations/nowhere")
+    ret = scheduler.try_(testmode, scheduler.declare({"settings": {"v": 4}}))
+    assert ret.result is expected(testmode)
+
+
+def test_a_prepared_generation_is_promoted_as_it_is(scheduler, testmode):
+    scheduler.minion.modules["k8s_generation.prepare"](scheduler.row)
+    ret = scheduler.try_(testmode)
+    assert (ret.result, ret.changes["process"]) == (expected(testmode), "start")
+    if not testmode:
+        assert os.listdir(scheduler.home / "generations") == [scheduler.digest()]
+
+
+def test_a_generation_that_vanished_while_live_is_made_again(scheduler, testmode):
+    scheduler.run()
+    shutil.rmtree(scheduler.home / "generations" / scheduler.digest())
+    ret = scheduler.try_(testmode)
+    assert ret.result is expected(testmode)
+    if not testmode:
+        assert scheduler.links() == {"live": scheduler.digest(), "good": scheduler.digest()}
+
+
+# -- failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_gate_fails_with_the_reason_and_leaves_good(scheduler):
+    scheduler.run()
+    good, changed = scheduler.digest(), scheduler.declare({"settings": {"v": 4}})
+    scheduler.systemd.sick = "no process (unit is failed): unknown flag: --v"
+    ret = scheduler.run(changed)
+    assert ret.result is False
+    assert f"{scheduler.digest(changed)} (restart (flag v)) did not pass its gate in 90.0 s: no process" in ret.comment
+    assert f"Generation {good} is back, but does not serve either" in ret.comment
+    assert ret.changes == {}
+    assert scheduler.links() == {"live": good, "good": good}
+    scheduler.systemd.sick = None
+    assert scheduler.run(changed).result is True
+    assert scheduler.links()["good"] == scheduler.digest(changed)
+
+
+def test_a_foreign_process_is_an_error_and_not_touched_until_it_is_adopted(scheduler, testmode, helpers):
+    scheduler.systemd.stranger = "kube-scheduler: port 10259 is held by process 7, but not from this formula."
+    ret = scheduler.try_(testmode, again=False)
+    assert (ret.result, ret.changes) == (False, {})
+    assert ret.comment == scheduler.systemd.stranger
+    assert not scheduler.home.exists()
+    adopted = scheduler.rows({"rollout": {"adopt": True}})["kube-scheduler"]
+    assert scheduler.try_(testmode, adopted).result is expected(testmode)
+
+
+@pytest.mark.parametrize("missing", ["material", "binary"])
+def test_what_is_not_there_yet_is_an_error_for_real_and_unknowable_in_test_mode(scheduler, testmode, missing):
+    if missing == "binary":
+        Path(scheduler.row["binary"]).unlink()
+        what = f"{scheduler.row['binary']}: No such file or directory"
+    else:
+        del scheduler.minion.opts["pillar"]["kubernetes_controller_pki"]["scheduler.key"]
+        what = "pillar kubernetes_controller_pki:scheduler.key is missing, kube-scheduler needs it."
+    ret = scheduler.try_(testmode, again=False)
+    assert (ret.result, ret.changes) == (None if testmode else False, {})
+    assert ret.comment.startswith(("Not knowable yet: " if testmode else "kube-scheduler: ") + what)
+
+
+def test_what_was_promoted_is_in_changes_even_when_systemd_refuses(scheduler):
+    scheduler.run()
+    scheduler.systemd.refuses = "systemctl daemon-reload: Transport endpoint is not connected"
+    ret = scheduler.run(scheduler.declare({"settings": {"v": 4}}))
+    assert ret.result is False
+    assert scheduler.systemd.refuses in ret.comment
+    moved = scheduler.links()["live"] != scheduler.links()["good"]
+    assert bool(ret.changes) is moved
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence(scheduler):
+    scheduler.home.parent.mkdir(parents=True)
+    scheduler.home.write_text("a file")
+    ret = scheduler.run()
+    assert (ret.result, ret.changes) == (False, {})
+    assert str(scheduler.home) in ret.comment
+
+
+def test_no_secret_is_in_what_a_state_answers(apiserver, material):
+    apiserver.run()
+    pillar = apiserver.minion.opts["pillar"]["kubernetes_controller_pki"]
+    for name in material:
+        if name.endswith(".key"):
+            pillar[name] = material["admin.key"]
+    ret = apiserver.run()
+    for name, text in material.items():
+        if not name.endswith((".crt", ".pub")):
+            assert not [line for line in text.splitlines() if "-----" not in line and line in str(vars(ret))], name

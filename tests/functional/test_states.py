@@ -1,0 +1,403 @@
+"""The small states: the same changes in test mode and for real, and none in a second run."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+PKI = "kubernetes_controller_pki"
+
+
+def expected(testmode):
+    return None if testmode else True
+
+
+# -- k8s_binary.installed ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def download(mirror, tmp_path):
+    mirror.files |= {"/kubectl": b"kubectl", "/kubectl.sha512": hashlib.sha512(b"kubectl").hexdigest().encode()}
+    return {"name": "kubectl", "row": mirror.row("kubectl", tmp_path / "bin")}
+
+
+def test_a_binary_is_fetched_once(node, apply, testmode, download, mirror):
+    ret = apply(testmode, node, "k8s_binary.installed", **download)
+    assert ret.changes == {"kubectl": {"old": "missing", "new": download["row"]["source"]}}
+    assert ret.result is expected(testmode)
+    assert len(mirror.asked) == (0 if testmode else 2)
+
+
+def test_a_replaced_binary_is_fetched_again(node, apply, testmode, download, tmp_path):
+    node.state("k8s_binary.installed", **download)
+    (tmp_path / "bin/kubectl").write_text("evil")
+    ret = apply(testmode, node, "k8s_binary.installed", **download)
+    assert ret.changes["kubectl"]["old"].startswith("replaced: sha256 ")
+    assert (tmp_path / "bin/kubectl").read_text() == ("evil" if testmode else "kubectl")
+
+
+def test_a_binary_with_another_time_is_no_change(node, apply, testmode, download, tmp_path):
+    node.state("k8s_binary.installed", **download)
+    os.utime(tmp_path / "bin/kubectl", (1, 1))
+    ret = apply(testmode, node, "k8s_binary.installed", **download)
+    assert (ret.result, ret.changes) == (True, {})
+
+
+def test_a_wrong_checksum_fails_with_both_sums(node, download, mirror):
+    mirror.files["/kubectl"] = b"evil"
+    ret = node.state("k8s_binary.installed", **download)
+    assert (ret.result, ret.changes) == (False, {})
+    for content in (b"kubectl", b"evil"):
+        assert hashlib.sha512(content).hexdigest() in ret.comment
+
+
+def test_a_dead_mirror_fails_naming_its_pillar_key(node, download):
+    row = {**download["row"], "sums": "http://127.0.0.1:1/sums"}
+    ret = node.state("k8s_binary.installed", "kubectl", row=row)
+    assert (ret.result, ret.changes) == (False, {})
+    assert ret.comment.startswith("kubernetes_controller:binaries:mirror: cannot fetch http://127.0.0.1:1/sums: ")
+
+
+# -- k8s_kubeconfig.managed -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kubeconfig(tmp_path):
+    return {
+        "name": str(tmp_path / "admin/config"),
+        "server": "https://10.8.0.101:6443",
+        "cluster": "kubernetes",
+        "user": "kubernetes-admin",
+        "authority": f"{PKI}:kubernetes-ca.crt",
+        "certificate": f"{PKI}:admin.crt",
+        "key": f"{PKI}:admin.key",
+    }
+
+
+def test_a_kubeconfig_is_written_once(node, apply, testmode, kubeconfig):
+    ret = apply(testmode, node, "k8s_kubeconfig.managed", **kubeconfig)
+    assert ret.changes == {"file": {"old": None, "new": "kubeconfig for https://10.8.0.101:6443"}}
+    assert ret.result is expected(testmode)
+
+
+@pytest.mark.parametrize(
+    ("other", "changes"),
+    [
+        ({"server": "https://10.8.0.102:6443"}, {"server": {"old": "https://10.8.0.101:6443", "new": "https://10.8.0.102:6443"}}),
+        ({"user": "me"}, {"user": {"old": "kubernetes-admin", "new": "me"}}),
+        ({"mode": "0640"}, {"mode": {"old": "0600", "new": "0640"}}),
+        (
+            {"owner": "daemon", "group": "daemon"},
+            {"user": {"old": "root", "new": "daemon"}, "group": {"old": "root", "new": "daemon"}},
+        ),
+        ({"cluster": "other"}, {"layout": {"old": "other", "new": "as declared"}}),
+    ],
+)
+def test_what_a_kubeconfig_changes_in_is_told(node, apply, testmode, kubeconfig, other, changes):
+    node.state("k8s_kubeconfig.managed", **kubeconfig)
+    ret = apply(testmode, node, "k8s_kubeconfig.managed", **{**kubeconfig, **other})
+    assert (ret.result, ret.changes) == (expected(testmode), changes)
+
+
+def test_an_exchanged_key_is_told_without_the_key(node, apply, testmode, kubeconfig, material):
+    node.state("k8s_kubeconfig.managed", **kubeconfig)
+    node.opts["pillar"][PKI]["admin.key"] = material["scheduler.key"]
+    ret = apply(testmode, node, "k8s_kubeconfig.managed", **kubeconfig)
+    assert set(ret.changes) == {"key"}
+    assert ret.changes["key"]["old"] != ret.changes["key"]["new"]
+    for name in ("admin.key", "scheduler.key"):
+        assert material[name].splitlines()[1] not in str(ret)
+
+
+def test_a_missing_credential_fails_naming_it(node, apply, testmode, kubeconfig):
+    ret = apply(testmode, node, "k8s_kubeconfig.managed", again=False, **{**kubeconfig, "key": "/nowhere/admin.key"})
+    assert (ret.result, ret.changes) == (None if testmode else False, {})
+    assert "/nowhere/admin.key: No such file or directory" in ret.comment
+
+
+def test_an_owner_that_does_not_exist_is_a_failure(node, kubeconfig):
+    ret = node.state("k8s_kubeconfig.managed", **kubeconfig, owner="nobody-of-that-name")
+    assert ret.result is False
+    assert "nobody-of-that-name" in ret.comment
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence(node, kubeconfig):
+    Path(kubeconfig["name"]).parent.write_text("a file")
+    ret = node.state("k8s_kubeconfig.managed", **kubeconfig)
+    assert ret.result is False
+    assert str(Path(kubeconfig["name"]).parent) in ret.comment
+
+
+# -- k8s_preflight.passed ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def nothing_foreign(node):
+    """This machine need not run systemd."""
+    node.fake("k8s_component.foreign", return_value=None)
+
+
+def test_a_node_whose_declaration_fits_passes(node, apply, testmode, rows):
+    ret = apply(testmode, node, "k8s_preflight.passed", "fits", components=rows())
+    assert (ret.result, ret.changes) == (True, {})
+    assert ret.comment == (
+        "etcd, kube-apiserver, kube-controller-manager, kube-scheduler: certificates, files and flags fit together."
+    )
+
+
+def test_what_does_not_fit_fails_in_both_modes_and_tells_all(node, apply, testmode, rows, material):
+    node.opts["pillar"][PKI] |= {"scheduler.key": material["admin.key"], "apiserver.crt": material["admin.crt"]}
+    components = rows({"scheduler": {"settings": {"profilling": False}}}, binaries=False)
+    rows()
+    ret = apply(testmode, node, "k8s_preflight.passed", "fits", components=components)
+    assert (ret.result, ret.changes) == (False, {})
+    for part in (
+        f"{PKI}:scheduler.crt (kube-scheduler, kubeconfig): the key belongs to another certificate.",
+        f"{PKI}:apiserver.crt (kube-apiserver, tls.crt): its extended key usage does not include serverAuth.",
+        "kubernetes_controller:scheduler:settings:profilling: kube-scheduler 1.37.2 has no such flag (nearest: profiling).",
+    ):
+        assert part in ret.comment
+    assert ret.comment.endswith("\nNothing was touched.")
+
+
+def test_what_is_missing_fails_for_real_and_is_not_knowable_in_test_mode(node, apply, testmode, rows):
+    del node.opts["pillar"][PKI]["etcd-ca.crt"]
+    ret = apply(testmode, node, "k8s_preflight.passed", "fits", again=False, components=rows())
+    assert (ret.result, ret.changes) == (None if testmode else False, {})
+    for name in ("etcd", "kube-apiserver"):
+        assert f"pillar {PKI}:etcd-ca.crt is missing, {name} needs it." in ret.comment
+    assert ret.comment.startswith("Not knowable yet: ") is testmode
+
+
+def test_a_foreign_process_is_found_before_anything_is_prepared(node, apply, testmode, rows):
+    found = "port 10259 is held by process 7 (/usr/bin/kube-scheduler)"
+    node.fake("k8s_component.foreign", return_value=found)
+    components = {"kube-scheduler": rows()["kube-scheduler"]}
+    ret = apply(testmode, node, "k8s_preflight.passed", "fits", again=False, components=components)
+    assert (ret.result, ret.changes) == (False, {})
+    assert found in ret.comment
+
+
+def test_a_good_component_is_not_asked_again(node, rows):
+    row = rows()["kube-scheduler"]
+    name = node.modules["k8s_generation.prepare"](row)
+    for link in ("live", "good"):
+        node.modules["k8s_generation.promote"](row["home"], name, link=link)
+    problems = node.fake("k8s_generation.problems", return_value=[])
+    assert node.state("k8s_preflight.passed", "fits", components={"kube-scheduler": row}).result is True
+    problems.assert_not_called()
+
+
+def test_a_damaged_binary_fails_with_a_sentence(node, rows):
+    row = rows()["kube-scheduler"]
+    Path(row["binary"]).write_bytes(b"\0" * 100)
+    ret = node.state("k8s_preflight.passed", "fits", components={"kube-scheduler": row})
+    assert ret.result is False
+    assert row["binary"] in ret.comment
+
+
+# -- k8s_health.ready -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sick", [(), ("kube-scheduler",)])
+def test_readiness_is_a_table_and_changes_nothing(node, apply, testmode, rows, sick):
+    def answer(row, since=None, timeout_s=None, consecutive=None):
+        assert (timeout_s == 0) is testmode
+        return {"ok": row["name"] not in sick, "said": f"{row['name']} said so", "seconds": 0.1}
+
+    node.fake("k8s_health.wait", answer)
+    components = rows(binaries=False)
+    ret = node.state("k8s_health.ready", "serves", test=testmode, components=components)
+    assert ret.changes == {}
+    assert ret.result is (True if not sick else None if testmode else False)
+    assert ret.comment.splitlines() == [f"{'NOT OK' if name in sick else 'ok    '} {name}  {name} said so" for name in components]
+
+
+def test_what_was_never_installed_is_not_ready(node, rows):
+    gone = {"state": "inactive", "pid": 0, "started": None, "restarts": 0, "binary": None, "unit": "", "enabled": False}
+    node.fake("k8s_component.process", return_value=gone)
+    node.fake("k8s_component.complaint", return_value="")
+    ret = node.state("k8s_health.ready", "serves", test=True, components={"kube-scheduler": rows()["kube-scheduler"]})
+    assert ret.result is None
+    assert ret.comment == "NOT OK kube-scheduler  not installed: no generation is live"
+
+
+# -- k8s_object.applied -----------------------------------------------------------------------------------------------
+
+ROLE = {
+    "apiVersion": "rbac.authorization.k8s.io/v1",
+    "kind": "ClusterRole",
+    "metadata": {"name": "reader"},
+    "rules": [{"verbs": ["get"]}],
+}
+
+
+@pytest.fixture
+def api(node):
+    """An API server that has ``objects`` by path and can be made to ``refuse``."""
+    import json
+
+    class Api:
+        objects, refuse, asked = {}, None, []
+
+        def __call__(self, row, path, method="GET", body=None, content_type="application/json"):
+            self.asked.append((method, path))
+            if self.refuse:
+                return self.refuse
+            path, _, query = path.partition("?")
+            if path in ("/api/v1", "/apis/rbac.authorization.k8s.io/v1"):
+                kinds = [("namespaces/status", "Namespace"), ("namespaces", "Namespace"), ("clusterroles", "ClusterRole")]
+                return {"status": 200, "body": json.dumps({"resources": [{"name": n, "kind": k} for n, k in kinds]})}
+            if method == "PATCH":
+                assert content_type == "application/apply-patch+yaml"
+                assert query == "fieldManager=kubernetes-controller-formula&force=true"
+                self.objects[path] = {**json.loads(body), "status": {"set": "by the server"}}
+            found = self.objects.get(path)
+            return {"status": 200, "body": json.dumps(found)} if found else {"status": 404, "body": "not found"}
+
+    api = Api()
+    api.objects, api.asked = {}, []
+    node.fake("k8s_health.api", api)
+    return api
+
+
+def test_an_object_is_applied_once(node, apply, testmode, api):
+    ret = apply(testmode, node, "k8s_object.applied", "reader", api={}, document=ROLE)
+    assert (ret.result, ret.changes) == (expected(testmode), {"object": {"old": None, "new": "ClusterRole reader"}})
+    assert list(api.objects) == ([] if testmode else ["/apis/rbac.authorization.k8s.io/v1/clusterroles/reader"])
+
+
+def test_only_fields_that_are_declared_are_compared(node, apply, testmode, api):
+    node.state("k8s_object.applied", "reader", api={}, document=ROLE)
+    changed = {**ROLE, "rules": [{"verbs": ["list"]}]}
+    ret = apply(testmode, node, "k8s_object.applied", "reader", api={}, document=changed)
+    assert ret.changes == {"rules": {"old": [{"verbs": ["get"]}], "new": [{"verbs": ["list"]}]}}
+    assert ret.result is expected(testmode)
+
+
+@pytest.mark.parametrize(
+    ("refuse", "document", "says"),
+    [
+        ({"status": 403, "body": "forbidden"}, ROLE, "ClusterRole reader: the API server said 403: forbidden"),
+        (None, {**ROLE, "kind": "Rolle"}, "the API server knows no Rolle in rbac.authorization.k8s.io/v1"),
+    ],
+)
+def test_what_the_api_server_refuses_is_told(node, api, refuse, document, says):
+    api.refuse = refuse
+    ret = node.state("k8s_object.applied", "reader", api={}, document=document)
+    assert (ret.result, ret.changes) == (False, {})
+    assert says in ret.comment
+
+
+def test_without_an_api_server_an_object_is_not_knowable(node, testmode, rows):
+    row = rows(binaries=False)["kube-apiserver"]
+    ret = node.state("k8s_object.applied", "reader", test=testmode, api=row["api"], document=ROLE)
+    assert (ret.result, ret.changes) == (None if testmode else False, {})
+    assert "the API server has no front proxy certificate" in ret.comment
+
+
+# -- k8s_pki.managed --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pki(resolve, tmp_path):
+    """Return a function: the arguments of the state for a cluster of one, whose files are below tmp_path."""
+
+    def declared(*layers):
+        one = {"controllers": {"controller-2": None, "controller-3": None}, "pki": {"directory": str(tmp_path / "pki")}}
+        return {"name": str(tmp_path / "pki"), "pki": resolve(one, *layers, node=None)["pki"]}
+
+    return declared
+
+
+def test_all_certificates_are_made_once_and_fit(node, apply, testmode, pki, resolve):
+    node.state("k8s_pki.managed", test=True, **pki())
+    before = node.modules["k8s_pki.differences"](pki()["pki"])
+    ret = apply(testmode, node, "k8s_pki.managed", **pki())
+    assert ret.changes == {path: {"old": why, "new": "as declared"} for path, why in before.items()}
+    assert ret.result is expected(testmode)
+    assert ret.comment == f"{len(before)} files {'would be' if testmode else 'were'} made."
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        ({"endpoint": {"host": "k8s.example.com"}}, "names and addresses differ"),
+        ({"pki": {"days_remaining": 400}}, " days left"),
+        ({"pki": {"certificates": {"apiserver": {"common_name": "other"}}}}, "subject was CN=kube-apiserver"),
+        ({"pki": {"certificates": {"apiserver": {"usage": ["serverAuth", "clientAuth"]}}}}, "usage differs"),
+    ],
+)
+def test_a_certificate_that_is_declared_otherwise_is_made_anew_with_its_key(node, apply, testmode, pki, tmp_path, layer, reason):
+    node.state("k8s_pki.managed", **pki())
+    share = tmp_path / f"pki/hosts/controller-1/{PKI}"
+    key, authority = (share / "apiserver.key").read_text(), (tmp_path / "pki/authorities/kubernetes-ca.crt").read_text()
+    again = "days" not in reason  # a lifetime shorter than what has to remain is made anew every time
+    ret = apply(testmode, node, "k8s_pki.managed", again=again, **pki(layer))
+    assert ret.changes[str(share / "apiserver.crt")]["old"].endswith(reason)
+    assert (share / "apiserver.key").read_text() == key
+    assert (tmp_path / "pki/authorities/kubernetes-ca.crt").read_text() == authority
+
+
+@pytest.mark.parametrize("lost", ["authorities/kubernetes-ca.key", "shared/service-account.key", "shared/encryption-key1"])
+def test_what_must_never_be_made_anew_is_an_error_when_it_is_lost(node, apply, testmode, pki, tmp_path, lost):
+    node.state("k8s_pki.managed", **pki())
+    (tmp_path / "pki" / lost).unlink()
+    ret = apply(testmode, node, "k8s_pki.managed", again=False, **pki())
+    assert (ret.result, ret.changes) == (False, {})
+    assert f"{tmp_path}/pki/{lost} is lost" in ret.comment
+    assert "restore it from a backup" in ret.comment
+    assert not (tmp_path / "pki" / lost).exists()
+
+
+def test_brought_files_that_are_not_there_are_named(node, apply, testmode, pki, tmp_path):
+    external = {"etcd": {"managed": False, "servers": ["https://10.0.0.9:2379"]}}
+    ret = apply(testmode, node, "k8s_pki.managed", again=False, **pki(external))
+    assert ret.result is False
+    assert f"{tmp_path}/pki/brought/controller-1/apiserver-etcd-client.crt" in ret.comment
+    assert "Put it there" in ret.comment
+
+
+def test_nobody_else_can_read_the_masters_files(node, pki, tmp_path):
+    node.state("k8s_pki.managed", **pki())
+    top = tmp_path / "pki"
+    closed = [top, *top.iterdir(), *(path for path in top.rglob("*") if path.is_file())]
+    assert [path for path in closed if path.stat().st_mode & 0o077] == []
+
+
+# -- k8s_sls.applied --------------------------------------------------------------------------------------------------
+
+INNER = """\
+{%- if pillar.get("kubernetes_controller_synced") %}
+The pillar of this run is handed on:
+  test.FUNCTION:
+    - name: {{ pillar.kubernetes_controller.one_run }}
+    - comment: inner comment
+{%- endif %}
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "result", "says"),
+    [
+        ("succeed_without_changes", True, "inner: 1 states, 0 with changes."),
+        ("succeed_with_changes", True, "inner: 1 states, 1 with changes."),
+        ("fail_without_changes", False, "The pillar of this run is handed on: "),
+    ],
+)
+def test_an_inner_sls_answers_for_the_outer_state(minion, testmode, tmp_path, function, result, says):
+    (tmp_path / "inner.sls").write_text(INNER.replace("FUNCTION", function))
+    one = minion({"kubernetes_controller": {"one_run": "yes"}}, file_roots=[tmp_path])
+    ret = one.state("k8s_sls.applied", "inner", test=testmode)
+    changed = function == "succeed_with_changes"
+    assert says in ret.comment, ret.comment
+    assert ret.result is (None if testmode and changed else result)
+    assert list(ret.changes) == (["The pillar of this run is handed on"] if changed else [])
+
+
+def test_an_inner_sls_that_does_not_render_is_a_failure(minion, tmp_path):
+    (tmp_path / "inner.sls").write_text("{{ nonsense.of.this }}")
+    ret = minion({"kubernetes_controller": {}}, file_roots=[tmp_path]).state("k8s_sls.applied", "inner")
+    assert ret.result is False
+    assert "nonsense" in ret.comment

@@ -1,0 +1,80 @@
+"""What is written for people is there, and true: docstrings, examples, pillar.example."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+FUNCTIONS = [
+    (kind, path.stem, node)
+    for kind in ("_modules", "_states", "_runners")
+    for path in sorted((ROOT / kind).glob("*.py"))
+    for node in ast.parse(path.read_text()).body
+    if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+]
+ALL = pytest.mark.parametrize(
+    ("kind", "module", "function"), FUNCTIONS, ids=[f"{kind}/{module}.{node.name}" for kind, module, node in FUNCTIONS]
+)
+
+
+def documented(function):
+    return inspect.cleandoc(ast.get_docstring(function) or "")
+
+
+@ALL
+def test_every_public_function_has_an_example(kind, module, function):
+    text = documented(function)
+    if kind == "_states":
+        assert ".. code-block:: yaml" in text
+        assert f"{module}.{function.name}:" in text
+        example = inspect.cleandoc(text.partition(".. code-block:: yaml")[2])
+        assert isinstance(yaml.safe_load(re.sub(r"\{\{.*?\}\}", "x", example)), dict)
+    else:
+        assert "CLI Example:" in text
+        assert ".. code-block:: bash" in text
+        assert f"{module}.{function.name}" in text
+
+
+@ALL
+def test_every_argument_is_documented(kind, module, function):
+    text, names = documented(function), [argument.arg for argument in function.args.args + function.args.kwonlyargs]
+    headings = {name for line in re.findall(r"^([a-z_0-9, ]+)$", text, re.M) for name in line.split(", ")}
+    assert [name for name in names if name not in headings and f"``{name}``" not in text] == []
+
+
+@ALL
+def test_every_public_function_is_callable_through_salts_loader(node, kind, module, function):
+    loader = {"_modules": node.modules, "_states": node.compiler.states}.get(kind)
+    if loader is None:
+        pytest.skip("runners are loaded by the master")
+    assert f"{module}.{function.name}" in loader
+
+
+def test_nothing_but_the_documented_functions_is_public(node):
+    documented_names = {f"{module}.{function.name}" for kind, module, function in FUNCTIONS if kind == "_modules"}
+    loaded = {name for name in node.modules if name.startswith("k8s_")}
+    assert loaded == documented_names
+
+
+def keys(tree, path=""):
+    for key, value in (tree or {}).items():
+        yield f"{path}:{key}"
+        if isinstance(value, dict):
+            yield from keys(value, f"{path}:{key}")
+
+
+def test_pillar_example_has_every_key_of_the_defaults_and_no_other(defaults):
+    example = yaml.safe_load((ROOT / "pillar.example").read_text())
+    assert list(example) == ["kubernetes_controller"]
+    expected = set(keys({key: value for key, value in defaults.items() if key != "version"}))
+    found = set(keys(example["kubernetes_controller"]))
+    assert (sorted(expected - found), sorted(found - expected)) == ([], [])
+
+
+def test_pillar_example_is_the_defaults(defaults):
+    example = yaml.safe_load((ROOT / "pillar.example").read_text())["kubernetes_controller"]
+    assert example == {key: value for key, value in defaults.items() if key != "version"}

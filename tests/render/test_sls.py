@@ -1,0 +1,222 @@
+"""Every SLS through Salt's real renderers, for many clusters and nodes, ready ones and ones that are not."""
+
+import json
+import re
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+
+CLUSTERS = yaml.safe_load(Path(__file__).with_name("clusters.yaml").read_text())
+SLS = {
+    path.relative_to(path.parents[1]).with_suffix("") for path in Path(__file__).parents[2].glob("kubernetes_controller/*.sls")
+}
+SLS = sorted(str(name).replace("/", ".").removesuffix(".init") for name in SLS)
+ORCHESTRATE = ["kubernetes_controller.orchestrate.deploy", "kubernetes_controller.orchestrate.pki"]
+RESERVED = {"include", "extend"}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refused(*args, **kw):
+        raise AssertionError("rendering asked the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refused)
+    monkeypatch.setattr(socket, "create_connection", refused)
+
+
+@pytest.fixture(scope="module")
+def _kept():
+    """Minions that were made already; each test gives them another pillar."""
+    return {}
+
+
+@pytest.fixture
+def rendering(new_minion, _kept, declared, helpers):
+    """Return a function: a minion (or the master) with this pillar, whose interface has its address."""
+    used = []
+
+    def made(layer=None, name="controller-1", pillar=None, serving=(), stale=(), **kw):
+        key = (name, *sorted(kw.items()))
+        if key not in _kept:
+            _kept[key] = new_minion(name=name, **kw)
+        one = _kept[key]
+        used.append(one)
+        if pillar is None:
+            pillar = {"kubernetes_controller": helpers.over(declared, layer or {})}
+        one.reset(pillar)
+        addresses = pillar.get("kubernetes_controller", {}).get("controllers", {})
+        facts = {"inet": [{"address": addresses.get(name, "10.9.9.9") or "10.9.9.9"}]}
+        one.fake("network.interfaces", return_value={"lo": {"inet": [{"address": "127.0.0.1"}]}, "tap0": facts})
+        told = {
+            "service.status": lambda node: node in serving,
+            "k8s_config.load": lambda node: {"stale": True, "errors": []} if node in stale else {"release": "1.37.2"},
+        }
+        nodes = [node for node, address in addresses.items() if address]
+        one.fake("saltutil.cmd", lambda tgt, fun, **kw: {node: {"ret": told[fun](node)} for node in nodes})
+        return one
+
+    yield made
+    for one in used:
+        one.reset({"something": "else"})
+
+
+def nodes_of(cluster):
+    changed = cluster["pillar"].get("controllers", {})
+    return [node for node in ("controller-1", "controller-2", "controller-3") if changed.get(node, "kept")]
+
+
+CASES = [(name, node, False) for name, cluster in CLUSTERS.items() for node in nodes_of(cluster)[::2]]
+CASES += [(name, "controller-1", True) for name in CLUSTERS]
+
+
+def assert_well_formed(sls, high):
+    assert isinstance(high, dict) or high is None, sls
+    for state_id, body in (high or {}).items():
+        if state_id in RESERVED:
+            continue
+        assert re.match(r"\S+ \S+ \S+", state_id), f"{sls}: {state_id!r} is not a sentence"
+        ((function, arguments),) = body.items()
+        assert "." in function, f"{sls}: {state_id}"
+        names = [next(iter(argument)) for argument in arguments]
+        assert len(names) == len(set(names)), f"{sls}: {state_id}"
+
+
+@pytest.mark.parametrize(("cluster", "node", "test"), CASES, ids=lambda word: str(word).replace(" ", "_"))
+def test_every_sls_renders_for_every_cluster_and_node(rendering, cluster, node, test):
+    one, said = rendering(CLUSTERS[cluster]["pillar"], name=node, test=test), ""
+    ids = []
+    for sls in SLS:
+        text, high = one.render(sls)
+        said += text
+        assert_well_formed(sls, high)
+        ids += [state_id for state_id in high or {} if state_id not in RESERVED]
+    assert sorted(ids) == sorted(set(ids))
+    started = [state_id.removesuffix(" runs as declared") for state_id in ids if state_id.endswith(" runs as declared")]
+    assert sorted(started) == sorted(CLUSTERS[cluster]["components"])
+    assert [words for words in CLUSTERS[cluster].get("absent", []) if words in said] == []
+
+
+@pytest.mark.parametrize("cluster", CLUSTERS, ids=lambda word: word.replace(" ", "_"))
+def test_all_of_a_node_compiles_with_requisites_that_are_there(rendering, cluster):
+    one = rendering(CLUSTERS[cluster]["pillar"])
+    chunks, errors = one.low("kubernetes_controller")
+    assert errors == []
+    order = [chunk["__id__"] for chunk in chunks if chunk["state"] == "k8s_component"]
+    assert [state_id.removesuffix(" runs as declared") for state_id in order] == CLUSTERS[cluster]["components"]
+    assert chunks[-1]["state"] == "k8s_health"
+    for chunk in chunks:
+        for requisite in chunk.get("require", []):
+            ((kind, name),) = requisite.items()
+            there = [c for c in chunks if (c["state"], c["__id__"]) == (kind, name) or (kind, c["__sls__"]) == ("sls", name)]
+            assert there, f"{chunk['__id__']} requires {requisite}, which is not there"
+
+
+@pytest.mark.parametrize("sls", SLS)
+def test_each_sls_can_be_applied_by_itself(rendering, sls):
+    chunks, errors = rendering().low(sls)
+    assert errors == []
+    assert chunks
+
+
+@pytest.mark.parametrize(
+    ("cluster", "serving", "test"),
+    [(name, serving, False) for name in CLUSTERS for serving in ((), ("controller-1",))]
+    + [("external etcd", serving, True) for serving in ((), ("controller-1",))],
+    ids=lambda word: "_".join(word.split()) if isinstance(word, str) else str(bool(word)),
+)
+def test_the_orchestration_renders_on_the_master(rendering, cluster, serving, test):
+    one, declared = rendering(CLUSTERS[cluster]["pillar"], master=True, serving=serving, test=test), CLUSTERS[cluster]
+    for sls in ORCHESTRATE:
+        assert_well_formed(sls, one.render(sls)[1])
+    text, high = one.render(ORCHESTRATE[0])
+    assert ("The operator has a kubeconfig" in text) is (declared["pillar"].get("admin") != {"kubeconfig": ""})
+    states = {
+        state_id: body["salt.state"]
+        for state_id, body in high.items()
+        if "salt.state" in (body if isinstance(body, dict) else {})
+    }
+    flat = {state_id: {k: v for argument in arguments for k, v in argument.items()} for state_id, arguments in states.items()}
+    assert {name for arguments in flat.values() for name in arguments["tgt"]} == set(nodes_of(declared))
+    for state_id, arguments in flat.items():
+        assert arguments["expect_minions"] is True, state_id
+        for name in [arguments["sls"]] if isinstance(arguments["sls"], str) else arguments["sls"]:
+            assert name in SLS, f"{state_id}: there is no SLS {name}"
+    rolled = [arguments["tgt"] for arguments in flat.values() if "kubernetes_controller.scheduler" in arguments["sls"]]
+    assert rolled == ([[node] for node in nodes_of(declared)] if serving else [])
+    _, errors = one.low(ORCHESTRATE[0])
+    assert errors == []
+
+
+@pytest.mark.parametrize("test", [False, True], ids=["real", "testmode"])
+@pytest.mark.parametrize("sls", [*SLS, *ORCHESTRATE])
+def test_a_node_without_the_modules_is_synced_first_or_says_so(rendering, sls, test):
+    one = rendering(synced=False, test=test, master="orchestrate" in sls)
+    _, high = one.render(sls)
+    assert_well_formed(sls, high)
+    *syncs, (_, last) = high.items()
+    assert syncs
+    assert all(next(iter(body)).startswith("saltutil.sync_") for _, body in syncs)
+    ((function, arguments),) = last.items()
+    if test:
+        assert not function.startswith("k8s_")
+        assert "Not knowable yet" in str(arguments)
+        assert "saltutil.sync_all" in str(arguments)
+    else:
+        assert function == "k8s_sls.applied"
+        assert {"name": sls} in arguments
+        required = next(argument["require"] for argument in arguments if "require" in argument)
+        assert required == [{"saltutil": state_id} for state_id, _ in syncs]
+
+
+@pytest.mark.parametrize("sls", [*SLS, *ORCHESTRATE])
+def test_modules_of_another_version_are_synced_too_but_only_once(rendering, defaults, declared, sls):
+    master = "orchestrate" in sls
+    one = rendering(master=master)
+    older = yaml.safe_dump({**defaults, "version": "9.9.9"})
+    one.fake("cp.get_file_str", return_value=older)
+    assert next(iter(next(iter(one.render(sls)[1].values())))) == "saltutil.sync_modules"
+    one = rendering(master=master, pillar={"kubernetes_controller": declared, "kubernetes_controller_synced": True})
+    one.fake("cp.get_file_str", return_value=older)
+    ((_, body),) = one.render(sls)[1].items()
+    assert list(body) == ["test.fail_without_changes"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [
+        ({"apiserver": {"setings": {}}}, "kubernetes_controller:apiserver:setings: no such key (nearest: settings)."),
+        ({"release": 'a "b": {{ c }} \\ d'}, "is not a release"),
+        ({"interface": []}, "kubernetes_controller:interface: expected a string"),
+        (None, "Pillar has no key `kubernetes_controller` for "),
+    ],
+)
+@pytest.mark.parametrize(("sls", "test"), [*((sls, False) for sls in [*SLS, *ORCHESTRATE]), (SLS[0], True)])
+def test_a_broken_pillar_is_one_failing_state_that_says_why(rendering, sls, layer, says, test):
+    pillar = {"other": "key"} if layer is None else None
+    _, high = rendering(layer, pillar=pillar, test=test, master="orchestrate" in sls).render(sls)
+    ((state_id, body),) = high.items()
+    assert_well_formed(sls, high)
+    ((function, arguments),) = body.items()
+    assert function == "test.fail_without_changes"
+    assert says in next(argument["comment"] for argument in arguments if "comment" in argument)
+
+
+def test_a_broken_pillar_fails_the_whole_node_once_per_sls_without_clashes(rendering):
+    chunks, errors = rendering({"nonsense": 1}).low("kubernetes_controller")
+    assert errors == []
+    assert {chunk["fun"] for chunk in chunks} == {"fail_without_changes"}
+
+
+def test_no_sls_renders_a_secret(rendering, declared, material):
+    pillar = {"kubernetes_controller": declared, "kubernetes_controller_pki": material}
+    said = ""
+    for name in ("controller-1", "controller-2"):
+        one = rendering(name=name, pillar=pillar)
+        said += "".join(one.render(sls)[0] for sls in SLS) + json.dumps(one.low("kubernetes_controller")[0], default=str)
+    one = rendering(pillar=pillar, master=True, serving=("controller-1",))
+    said += "".join(one.render(sls)[0] for sls in ORCHESTRATE)
+    assert "kubernetes_controller_pki" in said
+    for name, text in material.items():
+        assert not [line for line in text.splitlines() if "-----" not in line and line in said], name

@@ -1,0 +1,82 @@
+"""Promises 4 and 5: what serves is interrupted one node at a time, and a change that does not work is taken back."""
+
+import json
+import subprocess
+import sys
+
+SAMPLER = """
+import http.client, json, ssl, sys, threading, time
+context, samples = ssl._create_unverified_context(), []
+
+def ready(address, answers):
+    try:
+        connection = http.client.HTTPSConnection(address, 6443, timeout=3, context=context)
+        connection.request("GET", "/readyz")
+        answers[address] = connection.getresponse().status == 200
+    except OSError:
+        answers[address] = False
+
+threading.Thread(target=sys.stdin.read, daemon=False, name="until stdin ends").start()
+while any(thread.name == "until stdin ends" for thread in threading.enumerate()):
+    answers, began = {}, time.monotonic()
+    asking = [threading.Thread(target=ready, args=(address, answers)) for address in sys.argv[1:]]
+    [one.start() for one in asking]
+    [one.join() for one in asking]
+    samples.append(sum(answers.values()))
+    time.sleep(max(0, 0.1 - (time.monotonic() - began)))
+print(json.dumps(samples))
+"""
+
+
+def test_three_runs_at_the_same_second_never_leave_fewer_than_two_api_servers_ready(cluster, pillar):
+    before = cluster.processes()
+    inside = ["nsenter", f"--net=/run/netns/{cluster.lab.netns}", sys.executable, "-c", SAMPLER]
+    sampler = subprocess.Popen(
+        [*inside, *(node.address for node in cluster.nodes)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    pillar({"apiserver": {"settings": {"audit-log-maxage": 41}}})
+    done = cluster.lab.salt("--timeout=240", "controller-*", "state.apply", "kubernetes_controller", check=False)
+    samples = json.loads(sampler.communicate("")[0])
+    assert done.returncode == 0, done.stdout[-3000:]
+    after = cluster.processes()
+    renewed = {key for key in before if before[key] != after[key]}
+    assert renewed == {(node.name, "kube-apiserver") for node in cluster.nodes}
+    assert min(samples) >= 2, f"{min(samples)} of 3 ready at worst, in {len(samples)} samples"
+    assert min(samples) < 3, "no restart was seen, so nothing was proven"
+
+
+def test_a_generation_that_does_not_pass_its_gate_is_taken_back_and_not_tried_again(cluster, pillar):
+    node, before = cluster.nodes[0], cluster.processes()
+    pillar({"scheduler": {"settings": {"leader-elect-lease-duration": "nonsense"}}})
+    first = cluster.apply(sls="kubernetes_controller.scheduler", target=node.name)[node.name]
+    assert not first.ok
+    said = "\n".join(first.failures)
+    assert "did not pass its gate" in said
+    assert "nonsense" in said
+    assert "is back and serves" in said
+    assert first.changes == {}
+    generation = cluster.processes()[node.name, "kube-scheduler"][0]
+    assert generation == before[node.name, "kube-scheduler"][0]
+    between = cluster.processes()
+    second = cluster.apply(sls="kubernetes_controller.scheduler", target=node.name)[node.name]
+    assert not second.ok
+    assert "failed before and is not tried again" in "\n".join(second.failures)
+    assert f"salt {node.name} k8s_component.retry kube-scheduler" in "\n".join(second.failures)
+    assert cluster.processes() == between
+    forgotten = cluster.salt("k8s_component.retry", "kube-scheduler", target=node.name)[node.name]
+    assert len(forgotten) == 1
+
+
+def test_what_serves_is_not_interrupted_while_a_neighbour_is_not_ready(cluster, pillar):
+    first, second = cluster.nodes[0], cluster.nodes[1]
+    before = cluster.processes()
+    pillar({"scheduler": {"settings": {"v": 3}}})
+    second.exec(["systemctl", "stop", "kube-apiserver"])
+    refused = cluster.apply(sls="kubernetes_controller.scheduler", target=first.name)[first.name]
+    assert not refused.ok
+    said = "\n".join(refused.failures)
+    assert f"{second.name} is not ready" in said
+    assert '"ignore": ["neighbours"]' in said
+    assert cluster.processes()[first.name, "kube-scheduler"] == before[first.name, "kube-scheduler"]
+    repaired = cluster.apply(sls="kubernetes_controller.apiserver", target=second.name)[second.name]
+    assert repaired.ok, repaired.failures

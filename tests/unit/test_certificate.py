@@ -1,0 +1,113 @@
+"""Certificates are judged by real ones."""
+
+import datetime
+
+import pytest
+from salt.exceptions import CommandExecutionError
+
+SANS = ["controller-1", "10.8.0.101", "fd00::1", "*.example.com"]
+
+
+@pytest.fixture(scope="module")
+def made(authorities, new_authority):
+    """What the table below calls by name."""
+    ca, other = authorities["kubernetes"], authorities["etcd"]
+    between = new_authority("between", ca)
+    expired = new_authority("expired-ca", days=(-20, -10))
+    things = {
+        "good": ca.issue("good", ["serverAuth"], SANS),
+        "plain": ca.issue("plain", usage=()),
+        "expired": ca.issue("expired", days=(-10, -2)),
+        "future": ca.issue("future", days=(2, 10)),
+        "foreign": other.issue("foreign"),
+        "below": between.issue("below", ["serverAuth"]),
+        "of_expired": expired.issue("of_expired"),
+    }
+    texts = {"garbage": "garbage", "empty": "", "ca": ca.crt, "other_ca": other.crt, "both_ca": other.crt + ca.crt}
+    texts |= {"expired_ca": expired.crt, "between": between.crt}
+    for name, pair in things.items():
+        texts |= {name: pair.crt, f"{name}_key": pair.key}
+    texts["chain"] = texts["below"] + between.crt
+    texts["cut_key"] = texts["good_key"][:60]
+    return texts
+
+
+@pytest.mark.parametrize(
+    ("certificate", "asked", "says"),
+    [
+        ("good", {"key": "good_key", "authority": "ca", "usage": "serverAuth", "sans": SANS[:3]}, None),
+        ("good", {"sans": ["CONTROLLER-1", "", "a.example.com"]}, None),
+        ("good", {"authority": "both_ca"}, None),
+        ("plain", {"usage": "serverAuth"}, None),
+        ("chain", {"authority": "ca", "usage": "serverAuth"}, None),
+        ("good", {"key": "plain_key"}, "the key belongs to another certificate"),
+        ("good", {"key": "garbage"}, "its key is not a usable private key (ValueError)"),
+        ("good", {"key": "cut_key"}, "its key is not a usable private key"),
+        ("good", {"key": "ca"}, "its key is not a usable private key"),
+        ("good", {"authority": "other_ca"}, "none of the CAs it is used with signed it (issuer CN=kubernetes-ca; CA CN=etcd-ca)"),
+        ("foreign", {"authority": "ca"}, "none of the CAs it is used with signed it"),
+        ("below", {"authority": "ca"}, "none of the CAs it is used with signed it"),
+        ("good", {"authority": "garbage"}, "its CA file is not a PEM certificate"),
+        ("of_expired", {"authority": "expired_ca"}, "expired"),
+        ("good", {"usage": "clientAuth"}, "its extended key usage does not include clientAuth"),
+        (
+            "good",
+            {"sans": ["10.8.0.102"]},
+            "it is not valid for 10.8.0.102 (it has controller-1, *.example.com, 10.8.0.101, fd00::1)",
+        ),
+        ("good", {"sans": ["a.b.example.com"]}, "it is not valid for a.b.example.com"),
+        ("plain", {"sans": ["controller-1"]}, "it is not valid for controller-1 (it has no names)"),
+        ("garbage", {}, "it is not a PEM certificate"),
+        ("empty", {}, "it is not a PEM certificate"),
+        ("good_key", {}, "it is not a PEM certificate"),
+    ],
+)
+def test_a_certificate_is_judged_for_its_use(modules, made, certificate, asked, says):
+    asked = {name: made[value] if name in ("key", "authority") else value for name, value in asked.items()}
+    found = modules["k8s_certificate.problems"](made[certificate], **asked)
+    if says is None:
+        assert found == []
+    else:
+        assert len(found) == 1, found
+        assert says in found[0]
+
+
+@pytest.mark.parametrize(("name", "says"), [("expired", "it expired on "), ("future", "it is not valid before ")])
+def test_dates_are_judged_in_utc_at_the_moment_asked_for(modules, made, name, says):
+    (found,) = modules["k8s_certificate.problems"](made[name])
+    assert says in found
+    assert found.removesuffix(" (is the clock right?)").endswith("UTC")
+    then = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=-5 if name == "expired" else 5)
+    assert modules["k8s_certificate.problems"](made[name], now=then) == []
+
+
+def test_every_fault_of_a_certificate_is_told_at_once(modules, made):
+    found = modules["k8s_certificate.problems"](
+        made["expired"], key=made["good_key"], authority=made["other_ca"], usage="serverAuth", sans=["x", "10.0.0.1"]
+    )
+    assert len(found) == 6, found
+
+
+def test_a_key_is_never_part_of_an_answer(modules, made):
+    answers = [modules["k8s_certificate.problems"](made["good"], key=made[name]) for name in ("plain_key", "cut_key")]
+    answers.append(modules["k8s_certificate.key_problem"](made["cut_key"]))
+    body = made["good_key"].splitlines()[1]
+    assert body[:12] not in str(answers)
+
+
+def test_an_encrypted_key_is_not_usable(modules, made):
+    from cryptography.hazmat.primitives import serialization as s
+
+    key = s.load_pem_private_key(made["good_key"].encode(), None)
+    locked = key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.BestAvailableEncryption(b"x")).decode()
+    assert modules["k8s_certificate.key_problem"](locked) == "not a usable private key (TypeError)"
+    assert modules["k8s_certificate.key_problem"](made["good_key"]) is None
+
+
+def test_a_certificate_is_described_in_one_line(modules, made):
+    described = modules["k8s_certificate.describe"](made["chain"])
+    assert described.startswith("CN=below, serial ")
+    assert "\n" not in described
+    assert modules["k8s_certificate.fingerprint"](made["chain"]) == modules["k8s_certificate.fingerprint"](made["below"])
+    with pytest.raises(CommandExecutionError, match="not a PEM certificate"):
+        modules["k8s_certificate.describe"](made["garbage"])
