@@ -11,6 +11,7 @@ import salt.utils.files
 from salt.exceptions import CommandExecutionError
 
 UNITS = "/etc/systemd/system"
+PROGRESS = "kubernetes_controller/progress"
 PROPERTIES = "LoadState,ActiveState,SubState,MainPID,NRestarts,ExecMainStartTimestampMonotonic,FragmentPath,UnitFileState"
 TELLING = re.compile(r"command failed|^Error|^error:|^panic:|fatal|unknown flag|not defined|No such file|Permission denied")
 
@@ -195,6 +196,32 @@ def retry(name):
     if name not in cfg["components"]:
         raise CommandExecutionError(f"{name}: expected one of {', '.join(cfg['components'])}")
     return __salt__["k8s_generation.forget_failures"](cfg["components"][name]["home"])
+
+
+def tell(name, step, said, **facts):
+    """
+    Tell the master at once how far a component's change is; the return of a run comes only at its end.
+
+    name
+        The component.
+    step
+        The step of ``k8s_component.running`` or ``k8s_rehearsal.passed`` that ended: prepare, rehearse, turn, promote,
+        go_back, done ...
+    said
+        A line for the operator, without secrets.
+    facts
+        What else whoever listens may want: ``result``, ``process``, ``seconds`` ...
+
+    Sends the event ``kubernetes_controller/progress``. A master that does not listen is no reason to fail.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_component.tell kube-scheduler done 'by hand'
+    """
+    data = {"component": name, "step": step, "said": said, **{k: v for k, v in facts.items() if not k.startswith("__")}}
+    return __salt__["event.send"](PROGRESS, data)
 
 
 def complaint(name, since=None):

@@ -58,15 +58,20 @@ def running(name, component):
 
 def _change(component, changes):
     """Bring the declared generation to the process, under the turn; raise when it does not pass its gate."""
+    tell, name = __salt__["k8s_component.tell"], component["name"]
     generation = _prepare(component)
+    tell(name, "prepare", f"generation {generation}: {changes['process']}")
     with _turn(component, changes):
         since = _promote(component, generation)
+        tell(name, "promote", f"live is {generation}")
         _take_up(component, changes, since)
         answer = _gate(component, changes, since)
         if not answer["ok"]:
-            raise CommandExecutionError(_go_back(component, generation, changes, answer))
+            said = _go_back(component, generation, changes, answer)
+            tell(name, "go_back", said, result="failed", process=changes["process"])
+            raise CommandExecutionError(said)
     _remember(component)
-    _tell(component, changes, answer)
+    tell(name, "done", answer["said"], result="new", process=changes["process"], seconds=answer["seconds"])
     return {"changes": changes, "comment": f"{component['name']} serves after {answer['seconds']} s: {answer['said']}"}
 
 
@@ -192,12 +197,6 @@ def _go_back(component, generation, changes, answer):
         return f"{tried}. Generation {good} is back, but does not serve either: {back['said']}"
     __salt__["k8s_generation.remember_failure"](home, generation, answer["said"])
     return f"{tried}. Generation {good} is back and serves: {back['said']}"
-
-
-def _tell(component, changes, answer):
-    """Tell the master at once; the return of a run comes only at its end."""
-    data = {"component": component["name"], "process": changes["process"], "seconds": answer["seconds"], "said": answer["said"]}
-    __salt__["event.send"]("kubernetes_controller/component", data)
 
 
 def _remember(component):

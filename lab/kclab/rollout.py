@@ -43,9 +43,10 @@ with open(sys.argv[1], "w") as out:
     while run.poll() is None:
         event = bus.get_event(wait=0.2, full=True)
         part, data = (event["tag"].split("/"), event["data"]) if event else ([], {})
-        if event and event["tag"] == "kubernetes_controller/component":
+        if event and event["tag"] == "kubernetes_controller/progress":
             said = data["data"]
-            print(f"  {data['id']}: {said['component']}: {said['process']}: serves after {said['seconds']} s", flush=True)
+            if said["step"] == "done":
+                print(f"  {data['id']}: {said['component']}: {said['process']}: serves after {said['seconds']} s", flush=True)
         elif part[:2] == ["salt", "job"] and part[-1] == "new" and str(data.get("fun", "")).startswith("state."):
             words = [", ".join(one) if isinstance(one, list) else str(one) for one in data.get("arg", [])[:1]]
             print(f"{', '.join(data['minions'])}: {data['fun']} {' '.join(words)}", flush=True)
