@@ -212,6 +212,27 @@ def flags(home, link="live"):
     return _flags(present["start"]["text"]) if "start" in present else {}
 
 
+def with_flags(start, exchanged):
+    """
+    Return the text of a ``start`` with some flags exchanged.
+
+    start
+        Text of the script.
+    exchanged
+        Flags (dict of str); None takes a flag away. Never repeated: lists of a repeated flag append.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.with_flags "$(cat start)" '{"etcd-servers": "http://127.0.0.1:12379"}'
+    """
+    head, _, command = start.partition("\nexec ")
+    flags = {flag: value for flag, value in {**_flags(start), **exchanged}.items() if value is not None}
+    words = [shlex.split(command.splitlines()[0].removesuffix("\\"))[0], *(f"--{flag}={value}" for flag, value in flags.items())]
+    return f"{head}\nexec " + " \\\n  ".join(map(shlex.quote, words)) + "\n"
+
+
 def release(home, link="live"):
     """
     Return the release of the generation that ``link`` leads to (str), or None.
