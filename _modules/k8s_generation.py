@@ -518,27 +518,25 @@ def promoted_at(home):
         return None
 
 
-def touch(home, name):
+def touch(home):
     """
-    Touch the files of generation ``name``, and no content, so that a process that watches them looks at ``live`` anew.
+    Touch the files of all generations, and no content, so that a process that watches them looks at ``live`` anew.
 
-    A watch does not see a link that moves; it does see the files that it was set on.
+    A watch does not see a link that moves; it does see the files that it was set on. Those are of the generation that
+    was live when the process started, however many reloads ago that was.
 
     home
         Directory of the component's generations (its row's ``home``).
-
-    name
-        Name of the generation.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt 'controller-1' k8s_generation.touch /var/lib/kubernetes 3f9c0d1e2b3a4c5d
+        salt 'controller-1' k8s_generation.touch /var/lib/kubernetes
     """
-    directory = os.path.join(home, "generations", name)
-    for file in os.listdir(directory):
-        os.utime(os.path.join(directory, file))
+    for directory, _, files in os.walk(os.path.join(home, "generations")):
+        for file in files:
+            os.utime(os.path.join(directory, file))
     return True
 
 

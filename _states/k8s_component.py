@@ -226,7 +226,7 @@ def _take_up(component, changes, since):
     _begin(component, "take_up", changes["process"])
     how = changes["process"].partition(" ")[0]
     if how == "reload":
-        __salt__["k8s_generation.touch"](component["home"], changes["generation"]["old"])
+        __salt__["k8s_generation.touch"](component["home"])
     elif how != "none":
         process = __salt__["k8s_component.process"](component["name"])
         if changes["process"] == f"restart ({CUT_OFF})" and (process["started"] or 0) > since:

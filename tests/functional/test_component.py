@@ -153,6 +153,18 @@ def test_what_can_be_reloaded_is_reloaded_by_touching_the_former_generation(apis
     assert {path.stat().st_mtime > 1 for path in former.iterdir()} == {not testmode}
 
 
+def test_a_second_reload_reaches_a_process_that_watches_the_generation_it_started_from(apiserver, authorities):
+    apiserver.run()
+    first = apiserver.home / "generations" / apiserver.digest()
+    for _ in range(2):
+        for path in first.iterdir():
+            os.utime(path, (1, 1))
+        new = authorities["kubernetes"].issue("kube-apiserver", ["serverAuth"], ["10.8.0.101"])
+        apiserver.minion.opts["pillar"]["kubernetes_controller_pki"] |= {"apiserver.crt": new.crt, "apiserver.key": new.key}
+        assert apiserver.run().changes["process"].startswith("reload")
+        assert all(path.stat().st_mtime > 1 for path in first.iterdir())
+
+
 def test_what_cannot_be_reloaded_is_a_restart(apiserver, material, testmode):
     apiserver.run()
     apiserver.minion.opts["pillar"]["kubernetes_controller_pki"]["service-account.key"] = material["admin.key"]
