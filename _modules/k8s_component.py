@@ -13,7 +13,9 @@ from salt.exceptions import CommandExecutionError
 UNITS = "/etc/systemd/system"
 PROGRESS = "kubernetes_controller/progress"
 PROPERTIES = "LoadState,ActiveState,SubState,MainPID,NRestarts,ExecMainStartTimestampMonotonic,FragmentPath,UnitFileState"
-TELLING = re.compile(r"command failed|^Error|^error:|^panic:|fatal|unknown flag|not defined|No such file|Permission denied")
+# What a component says when it gives up, and what else may tell why.
+VERDICT = re.compile(r"command failed|^Error: |^error: |^panic: ")
+TELLING = re.compile(r"fatal|unknown flag|not defined|No such file|Permission denied|^F\d{4} ")
 
 
 def process(name):
@@ -190,7 +192,7 @@ def retry(name):
 
         salt 'controller-1' k8s_component.retry kube-apiserver
     """
-    cfg = __salt__["k8s_config.load"]()
+    cfg = __salt__["k8s_config.load"](fresh=True)
     if "errors" in cfg:
         raise CommandExecutionError("\n".join(cfg["errors"]))
     if name not in cfg["components"]:
@@ -244,8 +246,12 @@ def complaint(name, since=None):
     if since:
         command.append(f"--since=@{int(since)}")
     answer = __salt__["cmd.run_all"](command, python_shell=False, ignore_retcode=True, output_loglevel="quiet")
-    telling = [line for line in answer["stdout"].splitlines() if TELLING.search(line)]
-    return telling[-1][:500] if telling else ""
+    lines = [line for line in answer["stdout"].splitlines() if line[:1].strip()]  # help texts are indented
+    for telling in (VERDICT, TELLING):
+        found = [line for line in lines if telling.search(line)]
+        if found:
+            return found[-1][:500]
+    return ""
 
 
 def _systemctl(*arguments, check=True):

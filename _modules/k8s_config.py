@@ -12,6 +12,7 @@ import json
 import re
 import shlex
 
+import salt.pillar
 from salt.exceptions import CommandExecutionError
 
 VERSION = "0.1.0"  # of the formula; modules of another version than defaults.yaml are synced before they are used
@@ -65,12 +66,15 @@ class ConfigError(CommandExecutionError):
         super().__init__("\n".join(errors))
 
 
-def load(defaults=None):
+def load(defaults=None, fresh=False):
     """
     Return the resolved configuration of this minion, or of the cluster where this runs on the master.
 
     defaults
         The content of ``defaults.yaml`` (dict); by default it is read from the file server.
+    fresh
+        Ask the master for the pillar (default False: a run of states has a new one anyway, but what a minion keeps for
+        other functions is as old as its last refresh).
 
     The answer has a key ``errors`` instead of a configuration when the declaration is not in order, so that a
     rendering SLS can show the sentences without a traceback.
@@ -81,16 +85,22 @@ def load(defaults=None):
 
         salt 'controller-1' k8s_config.load
     """
-    declared = json.dumps(__pillar__.get(PILLAR), sort_keys=True, default=str)
+    pillar = _fresh_pillar() if fresh and __opts__.get("file_client") == "remote" else __pillar__
+    declared = json.dumps(pillar.get(PILLAR), sort_keys=True, default=str)
     known = __context__.get("k8s_config", {})
     if known.get("declared") != declared:  # many SLS of one run ask the same
-        known = {"declared": declared, "cfg": _load(defaults)}
+        known = {"declared": declared, "cfg": _load(defaults, pillar.get(PILLAR))}
         if "errors" not in known["cfg"]:
             __context__["k8s_config"] = known
     return known["cfg"]
 
 
-def _load(defaults):
+def _fresh_pillar():
+    asked = salt.pillar.get_pillar(__opts__, __grains__, __opts__["id"], __opts__.get("saltenv"))
+    return asked.compile_pillar()
+
+
+def _load(defaults, pillar):
     if defaults is None:
         text = __salt__["cp.get_file_str"](DEFAULTS, saltenv=__opts__.get("saltenv") or "base")
         if not text:
@@ -107,7 +117,7 @@ def _load(defaults):
             "interfaces": {name: _addresses(facts) for name, facts in __salt__["network.interfaces"]().items()},
         }
     try:
-        return resolve(defaults, __pillar__.get(PILLAR), node)
+        return resolve(defaults, pillar, node)
     except ConfigError as exc:
         return {"errors": exc.errors}
     except Exception as exc:  # noqa: BLE001 (modules that are older than the defaults, which a sync heals)

@@ -36,7 +36,7 @@ def status():
 
         salt '*' k8s_health.status
     """
-    cfg = __salt__["k8s_config.load"]()
+    cfg = __salt__["k8s_config.load"](fresh=True)
     if "errors" in cfg:
         __context__["retcode"] = 1
         return {"pillar": cfg["errors"]}

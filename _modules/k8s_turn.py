@@ -1,8 +1,8 @@
 """
 The turn: the right to restart or reload something that is serving. One holder per cluster, by a lock in etcd.
 
-The lock is ``etcdctl lock``. It runs a command that ends when this process does, so a minion that is killed gives the
-turn back at once, and a node that is cut off gives it back when its lease runs out.
+The lock is ``etcdctl lock``, which keeps its lease alive while it runs. It ends with this process, so a minion that is
+killed gives the turn back at once; a node that is cut off gives it back when its lease runs out, and learns so.
 """
 
 import http.client
@@ -14,7 +14,7 @@ import time
 
 from salt.exceptions import CommandExecutionError
 
-HOLD = "echo held; exec cat >/dev/null"
+PATIENCE_S = 5  # between two looks at who holds the turn
 
 
 def take(row):
@@ -24,8 +24,8 @@ def take(row):
     row
         A row of the configuration's ``components``; its ``turn`` has the lock's ``key``, ``timeout_s`` and ``ttl_s``.
 
-    Returns a handle for ``release`` (the pid of the process that holds the lock). Raises CommandExecutionError that
-    names the present holder and the override when the turn is not to be had.
+    Returns a handle for ``release`` (the pid of the process that holds the lock). While it waits, the master is told
+    who holds the turn. Raises CommandExecutionError that names the holder and the override when it is not to be had.
 
     CLI Example:
 
@@ -33,21 +33,33 @@ def take(row):
 
         salt 'controller-1' k8s_turn.take "$ROW"
     """
-    turn, environment = row["turn"], _environment(row)
-    command = [row["etcdctl"], "lock", f"--ttl={turn['ttl_s']}", turn["key"], "--", "/bin/sh", "-c", HOLD]
-    holder = subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    turn = row["turn"]
+    command = ["setpriv", "--pdeathsig", "TERM", row["etcdctl"], "lock", f"--ttl={turn['ttl_s']}", turn["key"]]
+    holder = subprocess.Popen(command, env=_environment(row), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     __context__.setdefault("k8s_turn", {})[holder.pid] = holder
-    said = _wait_for_line(holder, turn["timeout_s"])
-    if said.strip() == "held":
+    reason = _wait_for_turn(row, holder)
+    if reason is None:
         _put(row, f"{turn['key']}-holder", f"{__opts__['id']} for {row['name']}")
         return holder.pid
-    reason = f"the turn is held by {_get(row, turn['key'] + '-holder') or 'somebody'}"
-    if holder.poll() is not None:
-        reason = f"etcd does not give the turn: {holder.stderr.read().strip().splitlines()[-1:] or 'no reason given'}"
     release(holder.pid)
-    raise CommandExecutionError(f"{reason}, after {turn['timeout_s']} s; nothing was touched. {_override('turn')}")
+    raise CommandExecutionError(f"{reason}; nothing was touched. {_override('turn')}")
+
+
+def held(handle):
+    """
+    Tell whether the turn is still held: the lock's lease may have run out while this node was cut off from etcd.
+
+    handle
+        What ``take`` returned.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_turn.held 4711
+    """
+    holder = __context__.get("k8s_turn", {}).get(handle)
+    return holder is not None and holder.poll() is None
 
 
 def release(handle):
@@ -66,7 +78,7 @@ def release(handle):
     holder = __context__.get("k8s_turn", {}).pop(handle, None)
     if holder is None:
         return False
-    holder.stdin.close()
+    holder.terminate()
     try:
         holder.wait(5)
     except subprocess.TimeoutExpired:
@@ -143,10 +155,23 @@ def _environment(row):
     return {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), **dict(zip(names, access, strict=True))}
 
 
-def _wait_for_line(process, timeout_s):
-    """Return the first line that ``process`` prints, or "" after ``timeout_s`` seconds or when it ends."""
-    ready, _, _ = select.select([process.stdout], [], [], timeout_s)
-    return process.stdout.readline() if ready else ""
+def _wait_for_turn(row, process):
+    """Return None when ``process`` holds the lock, else why it does not within the deadline."""
+    deadline, shown, timeout_s = time.monotonic() + row["turn"]["timeout_s"], None, row["turn"]["timeout_s"]
+    while True:
+        ready, _, _ = select.select([process.stdout], [], [], min(PATIENCE_S, max(0, deadline - time.monotonic())))
+        if ready and process.stdout.readline():
+            return None
+        if process.poll() is not None or ready:
+            process.wait()
+            said = process.stderr.read().strip().splitlines()
+            return f"etcd does not give the turn: {said[-1] if said else 'no reason given'}"
+        who = _get(row, f"{row['turn']['key']}-holder") or "somebody"
+        if time.monotonic() >= deadline:
+            return f"the turn is held by {who}, after {timeout_s} s"
+        if who != shown:
+            shown = who
+            __salt__["k8s_component.tell"](row["name"], "turn", f"waits for the turn, which {who} holds")
 
 
 def _put(row, key, value):

@@ -188,7 +188,7 @@ def test_the_scheduler_uses_the_configuration_of_the_pillar(others):
     identity = ["--cert", str(admin / "admin.crt"), "--key", str(admin / "admin.key")]
     status, body = others.cluster.get(others.node, "/configz", *identity, port=10259)
     assert status == 200, body
-    assert json.loads(body)["kubescheduler.config.k8s.io"]["PercentageOfNodesToScore"] == 40
+    assert json.loads(body)["componentconfig"]["percentageOfNodesToScore"] == 40
 
 
 def test_a_kubeconfig_may_name_its_credentials_instead_of_holding_them(others):
