@@ -55,6 +55,8 @@ AFTER = {"kube-apiserver": "etcd", "kube-controller-manager": "kube-apiserver", 
 ROW_SOURCES = ("pki", "yaml", "text", "config", "encryption", "kubeconfig", "pillar")
 SECRET_SOURCES = ("encryption", "kubeconfig", "pillar")
 ROW_OPTIONS = ("reload", "mode")
+# Refusals that the operator may overrule for one run (rollout:ignore).
+IGNORABLE = ("turn", "neighbours", "skew", "downgrade", "etcd", "overlap")
 WORD = re.compile(r"\{([a-z_]+)\}")
 
 
@@ -287,6 +289,9 @@ def _faults(cfg, node):
         faults.append(f"{PILLAR}:pki:algorithm: {cfg['pki']['algorithm']!r}, expected ec or rsa.")
     elif cfg["pki"]["key_size_bits"] not in (sizes := KEY_SIZES_BITS[cfg["pki"]["algorithm"]]):
         faults.append(f"{PILLAR}:pki:key_size_bits: {cfg['pki']['key_size_bits']}, expected one of {', '.join(map(str, sizes))}.")
+    for name in cfg["rollout"]["ignore"]:
+        if name not in IGNORABLE:
+            faults.append(f"{PILLAR}:rollout:ignore: no such refusal as {name!r}{_nearest(name, IGNORABLE)}.")
     homes = {}
     for key in CONTROL_PLANE:
         homes.setdefault(cfg[key].get("conf_dir", cfg["conf_dir"]), []).append(key)
@@ -626,6 +631,7 @@ def _components(cfg, errors):
             "turn": cfg["rollout"]["turn"],
             "snapshots": cfg["rollout"]["snapshots"],
             "ignore": cfg["rollout"]["ignore"],
+            "preflight": cfg["rollout"]["preflight"],
             "keep_generations": cfg["rollout"]["keep_generations"],
             "pki": {"pillar": cfg["pki"]["pillar"], "files": cfg["pki"]["files"], "directory": cfg["pki"]["directory"]},
         }

@@ -7,6 +7,7 @@ returns the content of a secret file.
 """
 
 import difflib
+import glob
 import grp
 import hashlib
 import json
@@ -15,7 +16,6 @@ import pwd
 import re
 import shlex
 import shutil
-import subprocess
 import tempfile
 
 import salt.utils.atomicfile
@@ -25,11 +25,10 @@ from salt.exceptions import CommandExecutionError
 
 FIXED = ("start", "unit")
 FAILED = "failed.json"
-ENCRYPTION_FLAG = "encryption-provider-config"
+STAGED = "/run/kubernetes-controller-staged"
 DIGITS = 16
 DIRECTORY_MODE = 0o750
 SECRET_MARKS = ("PRIVATE KEY", "client-key-data", "secret:")
-FLAG = re.compile(r"^ {2,6}(?:-\w, )?--([a-z0-9][\w.-]*)(?: (\S+))?(?: {2,}(.*))?$")
 
 
 def digest(row):
@@ -50,110 +49,33 @@ def digest(row):
     return _digest(_build(row))
 
 
-def problems(row):
+def stage(row):
     """
-    Return what does not fit together in the generation that ``row`` declares: one sentence each, naming the pillar key.
+    Write the files of the generation that ``row`` declares to a directory on /run that only root may enter; return its path.
 
-    Certificates are checked against keys, CAs, usage, names and dates (the row's ``pairs``); flags against what the
-    installed binary itself accepts.
+    They name each other there, not below ``live``. For those who have to read or try the files before they are
+    prepared; whoever asked removes the directory, and the next one what a killed run left.
+
+    row
+        A row of the configuration's ``components``.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt 'controller-1' k8s_generation.problems "$ROW"
+        salt 'controller-1' k8s_generation.stage "$ROW"
     """
-    try:
-        files = _build(row)
-    except CommandExecutionError as exc:
-        return [str(exc)]
-    found = []
-    for name, pair in row["pairs"].items():
-        certificate, key = _pair(files, name, pair)
-        authority = files[pair["authority"]]["text"] if pair.get("authority") in files else None
-        for problem in __salt__["k8s_certificate.problems"](
-            certificate, key=key, authority=authority, usage=pair.get("usage"), sans=pair.get("sans")
-        ):
-            found.append(f"{_origin(row, name)} ({row['name']}, {name}): {problem}.")
-    found += _lost_keys(row, files)
-    try:
-        unknown = unknown_flags(row["binary"], list(row["settings"]))
-    except CommandExecutionError as exc:
-        return [*found, str(exc)]
-    for flag, nearest in unknown.items():
-        hint = f" (nearest: {nearest})" if nearest else ""
-        found.append(
-            f"kubernetes_controller:{row['key']}:settings:{flag}: {row['name']} {row['release']} has no such flag{hint}. "
-            "Remove it or set it to null."
-        )
-    return found
-
-
-def _lost_keys(row, files):
-    """Return a sentence for each encryption key that is in use and that the declaration drops or exchanges."""
-    live = flags(row["home"]).get(ENCRYPTION_FLAG)
-    present = live and _read(os.path.join(row["home"], "live")).get(os.path.basename(live))
-    if not present or row["drop_encryption_keys"]:
-        return []
-    declared = files.get(os.path.basename(row["settings"].get(ENCRYPTION_FLAG, "")))
-    kept = _encryption_keys(declared["text"]) if declared else set()
-    return [
-        f"kubernetes_controller:encryption: {kind} key {key} of the live configuration is "
-        f"{'another under the same name' if (kind, key) in {pair[:2] for pair in kept} else 'not declared any more'}: "
-        "what it encrypted would be unreadable. Put it back, or, when nothing is stored under it any more, say so for "
-        'one run with pillar=\'{"kubernetes_controller": {"rollout": {"drop_encryption_keys": true}}}\'.'
-        for kind, key, secret in sorted(_encryption_keys(present["text"]))
-        if (kind, key, secret) not in kept
-    ]
-
-
-def _encryption_keys(text):
-    """Return {(provider, name, secret)} of the keys in an EncryptionConfiguration."""
-    return {
-        (kind, key["name"], key["secret"])
-        for entry in yaml.safe_load(text).get("resources", [])
-        for provider in entry["providers"]
-        for kind, options in provider.items()
-        for key in (options or {}).get("keys", [])
-    }
-
-
-def unknown_flags(binary, settings):
-    """
-    Return the names in ``settings`` that ``binary`` does not accept as flags, each with its nearest known name.
-
-    binary
-        Absolute path. The binary itself is asked (``--help``), so no table of removed flags can go stale.
-    settings
-        Names of flags without dashes (list, or the keys of a dict).
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt 'controller-1' k8s_generation.unknown_flags /opt/kubernetes/1.37.2/bin/kube-apiserver '["aduit-log-maxage"]'
-    """
-    try:
-        answer = subprocess.run([binary, "--help"], capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        raise CommandExecutionError(f"{binary} --help: {exc}") from exc
-    known = {match[1] for match in map(FLAG.match, (answer.stdout + answer.stderr).splitlines()) if match}
-    if not known:
-        raise CommandExecutionError(f"{binary} --help listed no flags (status {answer.returncode}): is it damaged?")
-    return {
-        flag: next(iter(difflib.get_close_matches(flag, known, n=1, cutoff=0.5)), None)
-        for flag in settings
-        if flag not in known and not _hidden(binary, flag)
-    }
-
-
-def _hidden(binary, flag):
-    """Tell whether a flag that --help does not list is accepted all the same (deprecated ones are hidden)."""
-    try:
-        answer = subprocess.run([binary, f"--{flag}=1", "--help"], capture_output=True, text=True, timeout=10, check=False)
-    except subprocess.TimeoutExpired:  # it took the flag and started
-        return True
-    return not re.search(r"unknown flag|not defined", answer.stdout + answer.stderr)
+    files = _build(row)
+    for leftover in glob.glob(f"{STAGED}-*"):
+        if not os.path.isdir(f"/proc/{leftover.split('-')[-2]}"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    directory = tempfile.mkdtemp(prefix=f"{STAGED}-{os.getpid()}-")
+    for name, entry in files.items():
+        text = entry["text"].replace(f"{row['home']}/live/", f"{directory}/")
+        handle = os.open(os.path.join(directory, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+    return directory
 
 
 def links(home):
@@ -659,31 +581,6 @@ def _pillar(reference, missing_ok=False):
     if isinstance(value, str) or (value is None and missing_ok):
         return value
     raise CommandExecutionError(f"pillar {reference}: missing, or not a text.")
-
-
-def _origin(row, name):
-    """Return where the content of a file comes from, in the operator's words."""
-    file = row["files"][name]
-    if "pki" in file:
-        names = [row["pki"]["files"].get(reference, reference) for reference in file["pki"]]
-    elif "kubeconfig" in file:
-        names = [row["pki"]["files"].get(file["kubeconfig"]["certificate"], file["kubeconfig"]["certificate"])]
-    else:
-        return f"kubernetes_controller:{row['key']}:files:{name}"
-    return f"{row['pki']['pillar']}:{'+'.join(names)}"
-
-
-def _pair(files, name, pair):
-    """Return certificate and key of a pair; a kubeconfig holds both (or names files beside it)."""
-    if name + ".certificate" in files:
-        return files[name + ".certificate"]["text"], files[name + ".key"]["text"]
-    text = files[name]["text"]
-    if "client-certificate-data" in text:
-        import base64
-
-        user = yaml.safe_load(text)["users"][0]["user"]
-        return [base64.b64decode(user[f"client-{part}-data"]).decode() for part in ("certificate", "key")]
-    return text, files[pair["key"]]["text"] if pair.get("key") in files else None
 
 
 # -- on disk ----------------------------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ def passed(name, components):
         The configuration's ``components`` (dict of rows).
 
     Nothing may run in a component's place that this formula did not start, unless the operator says to adopt it. Every
-    certificate, key and file must be there and fit its use, and each binary must know its flags. A component whose
-    declared generation is already good is not asked again.
+    certificate, key and file must be there and fit its use, each binary must accept its flags, feature gates and plugins,
+    releases and clocks may not be too far from those of the other controllers, and disk and ports must be free. All that
+    is wrong is told at once. A component whose declared generation is already good is not asked again.
 
     .. code-block:: yaml
 
@@ -25,21 +26,29 @@ def passed(name, components):
             - components: {{ cfg.components | json }}
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": ""}
-    found, unknowable = [], []
-    for row in components.values():
+    found, unknowable, changing = [], [], {}
+    for component, row in components.items():
         foreign = __salt__["k8s_component.foreign"](row)
         if foreign:
             found.append(foreign)
             continue
         try:
-            if __salt__["k8s_generation.digest"](row) == __salt__["k8s_generation.links"](row["home"])["good"]:
-                continue
+            if __salt__["k8s_generation.digest"](row) != __salt__["k8s_generation.links"](row["home"])["good"]:
+                changing[component] = row
         except CommandExecutionError as exc:
             (unknowable if __opts__["test"] else found).append(str(exc))
-            continue
-        found += __salt__["k8s_generation.problems"](row)
+    answer = {"errors": [], "warnings": [], "notes": []}
+    if changing:
+        try:
+            answer = __salt__["k8s_preflight.check"](changing, components)
+        except CommandExecutionError as exc:
+            found.append(str(exc))
+    found += answer["errors"]
+    if answer["warnings"]:
+        ret["warnings"] = answer["warnings"]
     if found:
         return ret | {"result": False, "comment": "\n".join([*dict.fromkeys(found), "Nothing was touched."])}
     if unknowable:
         return ret | {"result": None, "comment": "Not knowable yet: " + "; ".join(unknowable)}
-    return ret | {"comment": f"{', '.join(components)}: certificates, files and flags fit together."}
+    said = f"{', '.join(components)}: certificates, files and flags fit together."
+    return ret | {"comment": "\n".join([said, *answer["warnings"], *answer["notes"]])}

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -134,8 +135,10 @@ def test_a_place_that_cannot_be_written_is_a_sentence(node, kubeconfig):
 
 @pytest.fixture(autouse=True)
 def nothing_foreign(node):
-    """This machine need not run systemd."""
+    """This machine need not run systemd, has not the addresses of controller-1, and no neighbours."""
     node.fake("k8s_component.foreign", return_value=None)
+    node.fake("k8s_preflight.ports", return_value=[])
+    node.fake("k8s_skew.neighbours", return_value={})
 
 
 def test_a_node_whose_declaration_fits_passes(node, apply, testmode, rows):
@@ -184,9 +187,48 @@ def test_a_good_component_is_not_asked_again(node, rows):
     name = node.modules["k8s_generation.prepare"](row)
     for link in ("live", "good"):
         node.modules["k8s_generation.promote"](row["home"], name, link=link)
-    problems = node.fake("k8s_generation.problems", return_value=[])
+    check = node.fake("k8s_preflight.check")
+    started = time.monotonic()
     assert node.state("k8s_preflight.passed", "fits", components={"kube-scheduler": row}).result is True
-    problems.assert_not_called()
+    assert time.monotonic() - started < 0.1
+    check.assert_not_called()
+
+
+def test_the_faults_of_all_components_and_of_the_node_are_told_at_once(node, apply, testmode, rows):
+    components = rows(
+        {"scheduler": {"settings": {"profilling": 1}}, "controller_manager": {"settings": {"nope": 1}}}, binaries=False
+    )
+    rows()
+    components = {name: {**row, "release": "1.37.2"} for name, row in components.items()}
+    far = {"serves": True, "release": "1.35.4", "clock": time.time() - 3600, "here": time.time(), "said": ""}
+    node.fake("k8s_skew.neighbours", return_value={"controller-2": far})
+    node.fake("k8s_preflight.ports", lambda row: [f"port of {row['name']}"] if row["name"] == "etcd" else [])
+    node.fake("k8s_preflight.disk", return_value=["no room"])
+    ret = apply(testmode, node, "k8s_preflight.passed", "fits", components=components)
+    assert (ret.result, ret.changes) == (False, {})
+    *found, last = ret.comment.splitlines()
+    assert last == "Nothing was touched."
+    for part in (
+        "profilling: ",
+        "settings:nope: ",
+        "port of etcd",
+        "no room",
+        "that of controller-2 (1.35.4)",
+        "3600 s ahead of",
+    ):
+        assert len([line for line in found if part in line]) == 1, (part, found)
+    assert len(found) == 6
+
+
+def test_a_neighbour_that_was_not_asked_and_a_deprecated_flag_are_told(node, rows):
+    row = rows()["kube-apiserver"]
+    node.modules["k8s_generation.promote"](row["home"], node.modules["k8s_generation.prepare"](row))
+    silent = {"serves": False, "release": None, "clock": None, "here": None, "said": "timed out"}
+    node.fake("k8s_skew.neighbours", return_value={"controller-2": silent})
+    node.fake("k8s_ask_binary.problems", return_value={"errors": [], "warnings": ["an old flag"]})
+    ret = node.state("k8s_preflight.passed", "fits", components={"kube-apiserver": row})
+    assert ret.result is True
+    assert ret.comment.splitlines()[1:] == ["an old flag", "controller-2 was not asked: timed out"]
 
 
 def test_a_damaged_binary_fails_with_a_sentence(node, rows):

@@ -1,0 +1,387 @@
+"""
+Ask a component's binary what it accepts: its ``--help`` as data, and a dry run that ends before it opens a port.
+
+No table of flags, feature gates or plugins can go stale here. The dry run happens in a network namespace of its own,
+where no address of the node exists and nothing can be reached: a component checks its flags, finds that it cannot bind
+its address, and ends, all within a tenth of a second.
+"""
+
+import contextlib
+import ctypes
+import difflib
+import fcntl
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+
+from salt.exceptions import CommandExecutionError
+
+TIMEOUT_S = 10
+TRIES = 6  # a component names one fault at a time; so many are collected
+FLAG = re.compile(r"^ {2,6}(?:-\w, )?--([a-z0-9][\w.-]*)(?: (\S+))?(?: {2,}(.*))?$")
+GATE = re.compile(r"(\w+)=(?:true\|false|false\|true) \((\w+) - default=(true|false)\)")
+PLUGINS = re.compile(r"Comma-delimited list of admission plugins: ([\w, ]+)\.")
+DEPRECATED = re.compile(r"^DEPRECATED:?\s*|\bDeprecated in v")
+ADMISSION = ("enable-admission-plugins", "disable-admission-plugins")
+# The CIS benchmark asks for the flag itself, although a scheduler with a configuration file takes it from there.
+DEPRECATED_ON_PURPOSE = {("kube-scheduler", "profiling")}
+# TEST-NET-1: an address that no host has.
+NOWHERE = "192.0.2.1"
+EVERYWHERE = re.compile(r"^(0\.0\.0\.0|127\..*|::|::1|localhost|)$")
+EVERYWHERE_URL = re.compile(r"(://)(?:0\.0\.0\.0|127\.[\d.]+|\[::1?\]|localhost)(?=[:/,]|$)")
+BOUND = re.compile(r"cannot assign requested address|address already in use|failed to create listener|address family not supp")
+# What only the missing network explains is no fault of the flags.
+NETWORK = re.compile(r"\bdial (tcp|udp|unix)|\blookup |network is unreachable|no such host|default route")
+TELLING = (
+    re.compile(r"^Error: (.*)$", re.M),
+    re.compile(r'"command failed" err="((?:[^"\\]|\\.)*)"'),
+    re.compile(r"^((?:invalid value .* for flag -|flag provided but not defined: -).*)$", re.M),
+    re.compile(r"^((?:panic|fatal error|runtime): .*)$", re.M),
+)
+CLONE_NEWNET, PR_SET_PDEATHSIG, SIOCSIFFLAGS, IFF_UP = 0x40000000, 1, 0x8914, 0x1
+
+
+def options(binary):
+    """
+    Return what ``binary`` says in ``--help``.
+
+    binary
+        Absolute path.
+
+    A dictionary: ``flags`` (name to ``type``, ``help`` and ``deprecated``), ``gates`` (name to ``stage`` and
+    ``default``), ``plugins`` (names of admission plugins). Raises CommandExecutionError when it hangs or is damaged.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_ask_binary.options /opt/kubernetes/1.37.2/bin/kube-apiserver
+    """
+    answer = _run([binary, "--help"])
+    flags, current = {}, None
+    for line in answer["said"].splitlines():
+        if match := FLAG.match(line):
+            current = flags[match[1]] = {"type": match[2] or "bool", "help": match[3] or ""}
+        elif current is not None and line.startswith("    "):
+            current["help"] = f"{current['help']} {line.strip()}".strip()
+    if not flags:
+        raise CommandExecutionError(f"{binary} --help listed no flags (status {answer['status']}): is it damaged?")
+    for flag in flags.values():
+        flag["deprecated"] = bool(DEPRECATED.search(flag["help"]))
+    gates = GATE.findall(flags.get("feature-gates", {}).get("help", ""))
+    plugins = PLUGINS.search(flags.get(ADMISSION[0], {}).get("help", ""))
+    return {
+        "flags": flags,
+        "gates": {name: {"stage": stage, "default": default == "true"} for name, stage, default in gates},
+        "plugins": plugins[1].split(", ") if plugins else [],
+    }
+
+
+def unknown_flags(binary, settings):
+    """
+    Return the names in ``settings`` that ``binary`` does not accept as flags, each with its nearest known name.
+
+    binary
+        Absolute path. The binary itself is asked (``--help``), so no table of removed flags can go stale.
+    settings
+        Names of flags without dashes (list, or the keys of a dict).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_ask_binary.unknown_flags /opt/kubernetes/1.37.2/bin/kube-apiserver '["aduit-log-maxage"]'
+    """
+    return _unknown_flags(binary, settings, options(binary)["flags"])
+
+
+def problems(row, directory):
+    """
+    Return what the binary of ``row`` does not accept of its flags, and what it accepts but warns of.
+
+    row
+        A row of the configuration's ``components``.
+    directory
+        Where the files of its generation are staged (``k8s_generation.stage``); the dry run reads them there.
+
+    A dictionary of lists of sentences, ``errors`` and ``warnings``; each names the pillar key.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_ask_binary.problems "$ROW" /run/staged
+    """
+    try:
+        known = options(row["binary"])
+        strange = _other_release(row)
+        if strange:
+            return {"errors": [strange], "warnings": []}
+        errors, settings = _by_help(row, known)
+        found, warnings = _by_dry_run(row, directory, settings, known)
+    except CommandExecutionError as exc:
+        sentence = f"{row['name']} {row['release']}: {exc}"
+        return {"errors": [sentence + _way_out(row)], "warnings": []}
+    return {"errors": [*errors, *found], "warnings": [*_deprecated(row, known), *warnings]}
+
+
+def _way_out(row):
+    if row["binary_managed"]:
+        return f" Remove {row['binary']}, and the next run fetches it again."
+    return " Replace it; the formula does not manage it (kubernetes_controller:binaries:names)."
+
+
+def _other_release(row):
+    """Return a sentence when the binary says that it is of another release than its path and the pillar say."""
+    said = _run([row["binary"], "--version"])["said"]
+    found = re.search(r"(?:Kubernetes v|etcd Version: )(\d+\.\d+\.\d+\S*)", said)
+    if found is None or found[1] == row["release"]:
+        return None
+    return f"{row['binary']} says that it is release {found[1]}, not {row['release']}.{_way_out(row)}"
+
+
+# -- by --help --------------------------------------------------------------------------------------------------------
+
+
+def _unknown_flags(binary, settings, known):
+    return {flag: _nearest(flag, known) for flag in settings if flag not in known and not _hidden(binary, flag)}
+
+
+def _nearest(word, known):
+    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.5)), None)
+
+
+def _hint(word, known):
+    nearest = _nearest(word, known)
+    return f" (nearest: {nearest})" if nearest else ""
+
+
+def _hidden(binary, flag):
+    """Tell whether a flag that --help does not list is accepted all the same (deprecated ones are hidden)."""
+    said = _run([binary, f"--{flag}=1", "--help"])["said"]
+    return not re.search(r"unknown flag|not defined", said)
+
+
+def _by_help(row, known):
+    """Return sentences for what --help shows to be unknown, and the settings without it."""
+    errors, settings = [], dict(row["settings"])
+    for flag, nearest in _unknown_flags(row["binary"], settings, known["flags"]).items():
+        hint = f" (nearest: {nearest})" if nearest else ""
+        errors.append(f"{_key(row, flag)}: {_who(row)} has no such flag{hint}. Remove it or set it to null.")
+        del settings[flag]
+    for flag in ADMISSION if known["plugins"] else ():
+        plugins = [name for name in settings.get(flag, "").split(",") if name]
+        for name in plugins:
+            if name not in known["plugins"]:
+                errors.append(
+                    f"{_key(row, flag)}: {_who(row)} has no admission plugin {name}{_hint(name, known['plugins'])}. Remove it."
+                )
+        if plugins:
+            settings[flag] = ",".join(name for name in plugins if name in known["plugins"])
+    return errors, settings
+
+
+def _deprecated(row, known):
+    return [
+        f"{_key(row, flag)}: {row['name']} {row['release']} calls the flag deprecated: "
+        f"{DEPRECATED.sub('', known['flags'][flag]['help'])[:200]}"
+        for flag in row["settings"]
+        if known["flags"].get(flag, {}).get("deprecated") and (row["name"], flag) not in DEPRECATED_ON_PURPOSE
+    ]
+
+
+def _key(row, flag=None):
+    return f"kubernetes_controller:{row['key']}:settings" + (f":{flag}" if flag else "")
+
+
+def _who(row):
+    return f"{row['name']} {row['release']}"
+
+
+# -- by a dry run -----------------------------------------------------------------------------------------------------
+
+
+def _by_dry_run(row, directory, settings, known):
+    """Return sentences for what the binary refuses when it starts, and for what it warns of."""
+    errors, warnings, gates, seen = [], [], _gates(settings), set()
+    for _ in range(TRIES):
+        said = _start(row, directory, settings)
+        if said is None:
+            break
+        warnings += re.findall(r"^(Flag --.* has been deprecated, .*)$", said, re.M)
+        complaint = _complaint(said.replace(directory, f"{row['home']}/live"))
+        if not complaint or complaint in seen:
+            break
+        seen.add(complaint)
+        gate = re.search(r"unrecognized feature gate: (\w+)|cannot set feature gate (\w+)|invalid value of (\w+)=", complaint)
+        flag = _blamed(complaint, settings)
+        if gate and "feature-gates" in settings:
+            name = next(filter(None, gate.groups()))
+            unknown = f"{_who(row)} has no feature gate {name}{_hint(name, known['gates'])}. Remove it"
+            errors.append(f"{_key(row, 'feature-gates')}: {unknown if gate[1] else complaint}.")
+            kept = [pair for pair in settings["feature-gates"].split(",") if _gate(pair) != name]
+            if kept == settings["feature-gates"].split(","):
+                break
+            settings = {**settings, "feature-gates": ",".join(kept)}
+            gates.discard(name)
+            continue
+        errors.append(f"{_key(row, flag)}: {_who(row)} refuses it: {complaint}.")
+        if flag is None or "invalid argument" not in complaint and "invalid value" not in complaint:
+            break  # what is not a fault of one flag's form hides what comes after it
+        settings = {name: value for name, value in settings.items() if name != flag}
+    warnings = [f"{_key(row, _blamed(line, settings))}: {line}" for line in dict.fromkeys(warnings)]
+    return errors, warnings + [
+        f"{_key(row, 'feature-gates')}: {_who(row)} does not list {name} any more{_hint(name, known['gates'])}, and a later "
+        "release will refuse it."
+        for name in sorted(gates - set(known["gates"]))
+        if known["gates"] and not errors
+    ]
+
+
+def _gate(pair):
+    return pair.partition("=")[0].rpartition(":")[2]
+
+
+def _gates(settings):
+    return {_gate(pair) for pair in settings.get("feature-gates", "").split(",") if pair}
+
+
+def _start(row, directory, settings):
+    """Start the binary where it can reach and bind nothing; return what it said, or None where that is not possible."""
+    arguments = [f"--{flag}={value}" for flag, value in _without_effect(row, directory, settings).items()]
+    try:
+        return _run([row["binary"], *arguments])["said"]
+    except subprocess.SubprocessError:
+        return None
+
+
+def _without_effect(row, directory, settings):
+    """Return the settings with files where they are staged, an address that cannot be bound, and nothing to write to."""
+    changed = {flag: value.replace(f"{row['home']}/live/", f"{directory}/") for flag, value in settings.items()}
+    if row["name"] == "etcd":
+        changed["data-dir"] = f"{directory}/no-data"
+        for flag in ("listen-peer-urls", "listen-client-urls"):
+            if flag in changed:
+                changed[flag] = EVERYWHERE_URL.sub(rf"\g<1>{NOWHERE}", changed[flag])
+        return changed
+    if EVERYWHERE.match(changed.get("bind-address", "")):
+        changed["bind-address"] = NOWHERE
+    if "tls-cert-file" not in changed:
+        changed["cert-dir"] = directory  # where it would put a certificate of its own making
+    if "audit-log-path" in changed:
+        changed["audit-log-path"] = "-"
+    return changed
+
+
+def _complaint(said):
+    """Return why a component ended, in its own words; None when it got as far as binding its address, or does not say."""
+    if BOUND.search(said):
+        return None
+    found = [match for pattern in TELLING for match in pattern.findall(said)] + _logged(said)
+    complaint = found[-1].replace('\\"', '"').strip().rstrip(".") if found else None
+    return None if complaint and NETWORK.search(complaint) else complaint
+
+
+def _logged(said):
+    """Return the errors of a log in JSON."""
+    found = []
+    for line in said.splitlines():
+        try:
+            entry = json.loads(line) if line.startswith("{") else {}
+        except ValueError:
+            continue
+        error = entry.get("error") or entry.get("err")
+        if error and (entry.get("level") in ("warn", "error", "fatal", "panic") or entry.get("msg") == "command failed"):
+            found.append(str(error))
+    return found
+
+
+def _blamed(complaint, settings):
+    """Return the flag among ``settings`` that a complaint is about, or None: by its form, by the first name, by a file."""
+    named = re.search(r'for "(?:-\w, )?--([\w-]+)" flag|for flag -([\w-]+)|^Flag --([\w-]+) has', complaint)
+    if named:
+        name = next(filter(None, named.groups()))
+        return name if name in settings else None
+    found = {}
+    for flag, value in settings.items():
+        place = re.search(rf"(?:^|[^\w-]|--){re.escape(flag)}(?![\w-])", complaint)
+        if place and ("-" in flag or "--" in place[0]):
+            found[flag] = (place.start(), -len(flag))
+        elif value.startswith("/") and re.search(re.escape(value) + r"(?![\w.-])", complaint):
+            found[flag] = (len(complaint), 0)
+    return min(found, key=found.get, default=None)
+
+
+# -- running ----------------------------------------------------------------------------------------------------------
+
+
+def _run(command):
+    """
+    Run a command for at most TIMEOUT_S seconds, where it can reach and bind nothing; return ``status`` and ``said`` (both
+    streams).
+
+    Raises subprocess.SubprocessError where no namespace can be had; then only the questions that start nothing are asked
+    without one.
+    """
+    try:
+        try:
+            process = _popen(command, _alone)
+        except subprocess.SubprocessError:
+            if command[-1] not in ("--help", "--version"):
+                raise
+            process = _popen(command, None)
+    except OSError as exc:
+        raise CommandExecutionError(f"{command[0]} cannot be run ({exc.strerror}): is it damaged?") from exc
+    try:
+        said, _ = process.communicate(timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired as exc:
+        what = f"{command[0]} {'--help' if '--help' in command else 'with its flags'}".strip()
+        raise CommandExecutionError(f"{what} did not end within {TIMEOUT_S} s: it hangs.") from exc
+    finally:
+        _end(process)
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        raise CommandExecutionError(f"{command[0]} was ended by {name}: is it damaged?")
+    return {"status": process.returncode, "said": said}
+
+
+def _popen(command, before):
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/nonexistent"}
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, errors="replace", cwd="/", start_new_session=True, preexec_fn=before,  # noqa: PLW1509
+    )  # fmt: skip
+
+
+def _end(process):
+    """End what is left of a command and of what it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.stdout.close()
+    process.wait()
+
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def _alone():
+    """
+    Move this process, between fork and exec, to a network namespace that has nothing but a loopback.
+
+    Without the loopback up, Linux would let it bind any address. That it cannot is tried, not believed: a component
+    that could bind would go on and start.
+    """
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if LIBC.unshare(CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "unshare")
+    with socket.socket() as one:
+        fcntl.ioctl(one, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))
+        try:
+            one.bind((NOWHERE, 0))
+        except OSError:
+            return
+    raise OSError("an address that is nobody's can be bound")

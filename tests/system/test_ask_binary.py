@@ -1,0 +1,199 @@
+"""What the real binaries say of flags, gates and plugins, asked without a node: promise 2's first and cheapest line."""
+
+import os
+import shutil
+import socket
+import time
+
+import pytest
+from kclab import binaries
+from kclab import master as lab_master
+
+GOOD = {"errors": [], "warnings": []}
+COMPONENTS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "etcd")
+
+
+@pytest.fixture(scope="session")
+def mirror(tmp_path_factory):
+    mirror = binaries.ensure(kubernetes=[lab_master.RELEASE], etcd=[lab_master.ETCD_RELEASE])
+    directory = tmp_path_factory.mktemp("etcd")
+    archive = mirror / f"etcd/v{lab_master.ETCD_RELEASE}/etcd-v{lab_master.ETCD_RELEASE}-linux-{binaries.ARCH}.tar.gz"
+    shutil.unpack_archive(archive, directory)
+    kubernetes = mirror / f"v{lab_master.RELEASE}/bin/linux/{binaries.ARCH}"
+    (etcd,) = directory.glob("*/etcd")
+    return {"etcd": etcd} | {name: kubernetes / name for name in COMPONENTS[:3]}
+
+
+@pytest.fixture
+def ask(node, rows, mirror):
+    """Return a function: what the preflight says of a component for a layer of the pillar, with the real binary."""
+
+    def asked(name, *layers):
+        row = rows(*layers, binaries=False)[name]
+        os.makedirs(os.path.dirname(row["binary"]), exist_ok=True)
+        if not os.path.exists(row["binary"]):
+            os.symlink(mirror[name], row["binary"])
+        directory = node.modules["k8s_generation.stage"](row)
+        try:
+            return node.modules["k8s_ask_binary.problems"](row, directory)
+        finally:
+            shutil.rmtree(directory)
+
+    return asked
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+@pytest.mark.parametrize("address", ["{address}", "0.0.0.0", "127.0.0.1"])
+def test_the_defaults_pass_in_half_a_second(ask, name, address, rows):
+    key = rows(binaries=False)[name]["key"]
+    flags = {"bind-address": address}
+    if name == "etcd":
+        flags = {f"listen-{kind}-urls": f"https://{address}:{port}" for kind, port in (("client", 2379), ("peer", 2380))}
+    started = time.monotonic()
+    assert ask(name, {key: {"settings": flags}}) == GOOD
+    assert time.monotonic() - started < 2
+
+
+def api(**settings):
+    return "kube-apiserver", {"apiserver": {"settings": {name.replace("_", "-"): value for name, value in settings.items()}}}
+
+
+def manager(**settings):
+    return "kube-controller-manager", {"controller_manager": {"settings": {k.replace("_", "-"): v for k, v in settings.items()}}}
+
+
+def scheduler(**settings):
+    return "kube-scheduler", {"scheduler": {"settings": {name.replace("_", "-"): value for name, value in settings.items()}}}
+
+
+def etcd(**settings):
+    return "etcd", {"etcd": {"settings": {name.replace("_", "-"): value for name, value in settings.items()}}}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (api(aduit_log_maxage=3), "aduit-log-maxage: kube-apiserver 1.37.2 has no such flag (nearest: audit-log-maxage)."),
+        (api(audit_log_maxage="abc"), 'audit-log-maxage: kube-apiserver 1.37.2 refuses it: invalid argument "abc"'),
+        (api(v="much"), 'v: kube-apiserver 1.37.2 refuses it: invalid argument "much" for "-v, --v" flag'),
+        (
+            api(feature_gates={"WachList": True}),
+            "feature-gates: kube-apiserver 1.37.2 has no feature gate WachList (nearest: WatchList).",
+        ),
+        (api(feature_gates={"WatchList": "maybe"}), "feature-gates: invalid value of WatchList=maybe"),
+        (
+            api(enable_admission_plugins=["NodeRestriction", "PodSecurtiy"]),
+            "enable-admission-plugins: kube-apiserver 1.37.2 has no admission plugin PodSecurtiy (nearest: PodSecurity).",
+        ),
+        (
+            api(disable_admission_plugins=["Nope"]),
+            "disable-admission-plugins: kube-apiserver 1.37.2 has no admission plugin Nope",
+        ),
+        (api(runtime_config={"nope/v1": True}), "settings: kube-apiserver 1.37.2 refuses it: unknown api groups nope/v1."),
+        (
+            api(authorization_mode=["Nope"]),
+            'authorization-mode: kube-apiserver 1.37.2 refuses it: authorization-mode "Nope" is not',
+        ),
+        (api(goaway_chance=5), "goaway-chance: kube-apiserver 1.37.2 refuses it: --goaway-chance can not be"),
+        (
+            api(service_account_signing_key_file="/nope"),
+            "service-account-signing-key-file: kube-apiserver 1.37.2 refuses it: failed to parse service-account-i",
+        ),
+        (
+            ("kube-apiserver", {"apiserver": {"files": {"service-account.key": {"pki": None, "text": "garbage"}}}}),
+            "service-account-signing-key-file: kube-apiserver 1.37.2 refuses it: failed to parse service-account-i",
+        ),
+        (
+            manager(node_monitor_priod="6s"),
+            "node-monitor-priod: kube-controller-manager 1.37.2 has no such flag (nearest: node-m",
+        ),
+        (
+            manager(node_monitor_period="6"),
+            'node-monitor-period: kube-controller-manager 1.37.2 refuses it: invalid argument "6"',
+        ),
+        (manager(controllers=["nope"]), 'kube-controller-manager 1.37.2 refuses it: "nope" is not in the list of known'),
+        (manager(feature_gates={"Nope": True}), "feature-gates: kube-controller-manager 1.37.2 has no feature gate Nope"),
+        (
+            scheduler(leader_elect_lease_duration="x"),
+            'leader-elect-lease-duration: kube-scheduler 1.37.2 refuses it: invalid argument "x"',
+        ),
+        (
+            ("kube-scheduler", {"scheduler": {"config": {"apiVersion": "kubescheduler.config.k8s.io/v1beta2"}}}),
+            'kube-scheduler 1.37.2 refuses it: no kind "KubeSchedulerConfiguration" is registered for version',
+        ),
+        (
+            ("kube-scheduler", {"scheduler": {"config": {"parallelsm": 3}}}),
+            'kube-scheduler 1.37.2 refuses it: strict decoding error: unknown field "parallelsm"',
+        ),
+        (etcd(heartbeat_intervall=3), "heartbeat-intervall: etcd 3.7.3 has no such flag (nearest: heartbeat-interval)."),
+        (etcd(heartbeat_interval="abc"), 'heartbeat-interval: etcd 3.7.3 refuses it: invalid value "abc"'),
+        (etcd(auto_compaction_mode="nope"), 'auto-compaction-mode: etcd 3.7.3 refuses it: unknown auto-compaction-mode "nope"'),
+        (etcd(election_timeout=10), "election-timeout: etcd 3.7.3 refuses it: --election-timeout[10ms] should be"),
+        (etcd(feature_gates={"Nope": True}), "feature-gates: etcd 3.7.3 has no feature gate Nope"),
+    ],
+    ids=str,
+)
+def test_what_a_binary_refuses_is_one_sentence_with_its_pillar_key(ask, wrong, says):
+    name, layer = wrong
+    answer = ask(name, layer)
+    assert len(answer["errors"]) == 1, answer
+    assert says in answer["errors"][0]
+    assert answer["errors"][0].startswith(f"kubernetes_controller:{next(iter(layer))}:settings")
+    assert "/run/" not in answer["errors"][0]
+
+
+def test_all_faults_of_form_are_told_at_once(ask):
+    name, layer = api(nope=1, audit_log_maxage="abc", feature_gates={"Nope": True, "Nopo": True}, v="x", goaway_chance=5)
+    assert len(ask(name, layer)["errors"]) == 6
+
+
+def test_a_gate_that_help_does_not_list_is_a_warning_where_the_binary_takes_it(ask):
+    answer = ask(*api(feature_gates={"SELinuxMount": True, "WatchList": True}))
+    assert answer["errors"] == []
+    (warning,) = answer["warnings"]
+    assert warning.startswith(
+        "kubernetes_controller:apiserver:settings:feature-gates: kube-apiserver 1.37.2 does not list SELinuxMount"
+    )
+
+
+def test_a_deprecated_flag_is_a_warning(ask):
+    answer = ask(*scheduler(kube_api_qps=50))
+    assert answer["errors"] == []
+    (warning,) = answer["warnings"]
+    assert warning.startswith(
+        "kubernetes_controller:scheduler:settings:kube-api-qps: kube-scheduler 1.37.2 calls the flag deprecated"
+    )
+
+
+def test_the_dry_run_reaches_no_etcd_and_writes_nothing(ask, tmp_path, helpers):
+    """A listener in etcd's place sees no connection, also where the API server could bind its address here."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.settimeout(0.5)
+        server = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        ask(*api())
+        before = helpers.tree(tmp_path)
+        assert ask(*api(etcd_servers=server, bind_address="127.0.0.1", secure_port=0)) is not None
+        assert ask(*api(etcd_servers=server, bind_address="127.0.0.1")) == GOOD
+        assert helpers.tree(tmp_path) == before
+        with pytest.raises(TimeoutError):
+            listener.accept()
+
+
+@pytest.mark.parametrize("size", [0, 100, 1_000_000, 60_000_000])
+def test_a_truncated_binary_is_one_sentence(node, rows, mirror, size, tmp_path):
+    row = rows(binaries=False)["kube-apiserver"]
+    os.makedirs(os.path.dirname(row["binary"]))
+    with open(mirror["kube-apiserver"], "rb") as whole, open(row["binary"], "wb") as part:
+        part.write(whole.read(size))
+    os.chmod(row["binary"], 0o755)
+    answer = node.modules["k8s_preflight.problems"](row)
+    (sentence,) = answer["errors"]
+    assert sentence.startswith(f"kube-apiserver 1.37.2: {row['binary']} ")
+    assert "damaged" in sentence
+
+
+def test_a_binary_of_another_release_is_refused(ask, rows):
+    (sentence,) = ask("kube-scheduler", {"release": "1.36.3"})["errors"]
+    assert "says that it is release 1.37.2, not 1.36.3." in sentence

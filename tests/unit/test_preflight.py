@@ -1,0 +1,368 @@
+"""What the preflight finds on a node: real certificates and sockets, and small binaries that answer in odd ways."""
+
+import base64
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+PKI = "kubernetes_controller_pki"
+
+
+def live(minion, row):
+    """Do what a run does that prepared and promoted the row's generation."""
+    name = minion.modules["k8s_generation.prepare"](row)
+    minion.modules["k8s_generation.promote"](row["home"], name)
+    return Path(row["home"]) / "live"
+
+
+def problems(minion, row):
+    answer = minion.modules["k8s_preflight.problems"](row)
+    assert answer["warnings"] == []
+    return answer["errors"]
+
+
+def set_pillar(minion, name, text):
+    minion.opts["pillar"][PKI][name] = text
+
+
+def assert_no_secrets(text, material):
+    for name, secret in material.items():
+        if not name.endswith((".crt", ".pub")):
+            lines = [line for line in secret.splitlines() if "-----" not in line]
+            forms = [secret, *lines, base64.b64encode(secret.encode()).decode()]
+            assert not [form for form in forms if form in text], name
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_on_run():
+    before = set(Path("/run").glob("kubernetes-controller-staged*"))
+    yield
+    assert set(Path("/run").glob("kubernetes-controller-staged*")) == before
+
+
+# -- certificates and keys --------------------------------------------------------------------------------------------
+
+
+def test_a_declaration_that_fits_has_no_problems(node, rows):
+    for row in rows().values():
+        assert node.modules["k8s_preflight.problems"](row) == {"errors": [], "warnings": []}
+
+
+def test_each_problem_names_pillar_key_and_file(node, rows, material, authorities):
+    set_pillar(node, "apiserver.key", material["admin.key"])
+    set_pillar(node, "apiserver-etcd-client.crt", authorities["kubernetes"].issue("x").crt)
+    rows()
+    row = rows({"apiserver": {"settings": {"audit-log-maxage": None, "aduit-log-maxage": 40}}})["kube-apiserver"]
+    found = problems(node, row)
+    assert "kubernetes_controller_pki:apiserver.crt (kube-apiserver, tls.crt): the key belongs to another certificate." in found
+    assert any(
+        line.startswith("kubernetes_controller_pki:apiserver-etcd-client.crt (kube-apiserver, etcd-client.crt): none of")
+        for line in found
+    )
+    flag = "kubernetes_controller:apiserver:settings:aduit-log-maxage: "
+    said = "kube-apiserver 1.37.2 has no such flag (nearest: audit-log-maxage)."
+    assert any(line.startswith(flag + said) for line in found), found
+
+
+def test_the_certificate_inside_a_kubeconfig_is_checked(node, rows, authorities):
+    set_pillar(node, "scheduler.crt", authorities["kubernetes"].issue("x", days=(-5, -1)).crt)
+    (key, dates) = sorted(problems(node, rows()["kube-scheduler"]), key=len, reverse=True)
+    for line in (key, dates):
+        assert line.startswith("kubernetes_controller_pki:scheduler.crt (kube-scheduler, kubeconfig): ")
+
+
+def test_a_kubeconfig_can_name_files_beside_it(node, rows, material):
+    row = rows({"scheduler": {"files": {"kubeconfig": {"kubeconfig": {"embed": False}}}}})["kube-scheduler"]
+    directory = live(node, row)
+    assert (directory / "kubeconfig.key").read_text() == material["scheduler.key"]
+    assert f"client-key: {row['home']}/live/kubeconfig.key" in (directory / "kubeconfig").read_text()
+    assert problems(node, row) == []
+
+
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [
+        (
+            {"encryption": [{"resources": ["secrets"], "providers": [{"secretbox": {"keys": ["encryption-key2"]}}]}]},
+            "is not declared any more",
+        ),
+        ({"encryption": [{"resources": ["secrets"], "providers": [{"identity": {}}]}]}, "is not declared any more"),
+        (
+            {"apiserver": {"settings": {"encryption-provider-config": None}, "files": {"encryption.yaml": None}}},
+            "is not declared any more",
+        ),
+        ({}, "is another under the same name"),
+    ],
+    ids=["other key", "identity only", "no encryption at all", "same name, other key"],
+)
+def test_an_encryption_key_in_use_is_not_lost_by_a_declaration(node, rows, material, layer, says):
+    live(node, rows()["kube-apiserver"])
+    if not layer:
+        set_pillar(node, "encryption-key1", material["encryption-key2"])
+    found = [line for line in problems(node, rows(layer)["kube-apiserver"]) if "encryption" in line]
+    assert len(found) == 1, found
+    assert found[0].startswith("kubernetes_controller:encryption: secretbox key encryption-key1 of the live configuration ")
+    assert says in found[0]
+    assert "drop_encryption_keys" in found[0]
+    assert_no_secrets(found[0], material)
+    allowed = rows(layer, {"rollout": {"drop_encryption_keys": True}})["kube-apiserver"]
+    assert problems(node, allowed) == []
+
+
+def test_an_encryption_key_more_is_fine(node, rows):
+    live(node, rows()["kube-apiserver"])
+    keys = [{"secretbox": {"keys": ["encryption-key2", "encryption-key1"]}}, {"identity": {}}]
+    row = rows({"encryption": [{"resources": ["secrets"], "providers": keys}]})["kube-apiserver"]
+    assert problems(node, row) == []
+
+
+def test_what_is_staged_is_for_root_alone_and_names_itself(node, rows, material):
+    row = rows({"scheduler": {"files": {"kubeconfig": {"kubeconfig": {"embed": False}}}}})["kube-scheduler"]
+    leftover = Path("/run/kubernetes-controller-staged-999999999-x")
+    leftover.mkdir()
+    directory = Path(node.modules["k8s_generation.stage"](row))
+    try:
+        assert not leftover.exists()
+        assert (directory.stat().st_mode & 0o7777, directory.stat().st_uid) == (0o700, 0)
+        assert {oct(path.stat().st_mode & 0o7777) for path in directory.iterdir()} == {"0o600"}
+        assert (directory / "kubeconfig.key").read_text() == material["scheduler.key"]
+        for name in ("kubeconfig", "scheduler.yaml"):
+            assert f"{directory}/kubeconfig" in (directory / name).read_text()
+            assert "/live/" not in (directory / name).read_text()
+    finally:
+        for path in directory.iterdir():
+            path.unlink()
+        directory.rmdir()
+
+
+# -- what a binary says -----------------------------------------------------------------------------------------------
+
+HELP = """\
+[ "$1" = --version ] && exit 0
+if [ "$1" = --help ]; then
+  for flag in {flags}; do echo "      --$flag string   What it does."; done
+  echo "      --old-one string   DEPRECATED: gone soon."
+  echo "      --feature-gates mapStringBool   A set of key=value pairs. Options are:"
+  echo "                kube:WatchList=true|false (BETA - default=true)"
+  echo "                kube:SizeMemory=true|false (ALPHA - default=false)"
+  echo "      --enable-admission-plugins strings   On top of the defaults."
+  echo "                Comma-delimited list of admission plugins: NodeRestriction, PodSecurity. Order is of no matter."
+  exit 0
+fi
+"""
+
+
+@pytest.fixture
+def scheduler(rows):
+    """Return a function: the scheduler's row for these settings, with a binary that does ``script`` when it starts."""
+
+    def made(script="", layer=None, help=HELP):
+        row = rows({"scheduler": {"settings": layer or {}}})["kube-scheduler"]
+        known = [flag for flag in row["settings"] if flag not in ("old-one", "feature-gates", "enable-admission-plugins")]
+        Path(row["binary"]).write_text("#!/bin/sh\n" + help.replace("{flags}", " ".join(known)) + script)
+        return row
+
+    return made
+
+
+def patience(minion, monkeypatch, seconds):
+    monkeypatch.setitem(minion.modules["k8s_ask_binary.options"].func.__globals__, "TIMEOUT_S", seconds)
+
+
+def test_help_is_read_as_data(node, scheduler):
+    said = node.modules["k8s_ask_binary.options"](scheduler()["binary"])
+    assert said["gates"] == {"WatchList": {"stage": "BETA", "default": True}, "SizeMemory": {"stage": "ALPHA", "default": False}}
+    assert said["plugins"] == ["NodeRestriction", "PodSecurity"]
+    assert said["flags"]["old-one"] == {"type": "string", "help": "DEPRECATED: gone soon.", "deprecated": True}
+    assert [name for name, flag in said["flags"].items() if flag["deprecated"]] == ["old-one"]
+
+
+@pytest.mark.parametrize("at", ["at --help", "when it starts"])
+def test_a_binary_that_hangs_does_not_hang_the_preflight(node, scheduler, monkeypatch, at):
+    patience(node, monkeypatch, 0.5)
+    hang = "sleep 60 & sleep 60\n"
+    row = scheduler(hang, help=HELP if at == "when it starts" else hang)
+    started = time.monotonic()
+    (found,) = problems(node, row)
+    assert time.monotonic() - started < 3
+    assert found.startswith(f"kube-scheduler 1.37.2: {row['binary']} ")
+    assert "did not end within 0.5 s: it hangs." in found
+    running = [path for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists() and b"sleep\x0060" in path.read_bytes()]
+    assert running == []
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 100, b"\x7fELF" + b"\0" * 100, b"#!/bin/sh\nexit 0\n", b"#!/bin/sh\nkill -SEGV $$\n"], ids=range(5)
+)
+def test_a_damaged_binary_is_one_sentence_naming_file_and_release(node, rows, content):
+    row = rows()["kube-scheduler"]
+    Path(row["binary"]).write_bytes(content)
+    (found,) = problems(node, row)
+    assert found.startswith(f"kube-scheduler 1.37.2: {row['binary']} ")
+    assert f"damaged? Remove {row['binary']}, and the next run fetches it again." in found
+
+
+def test_a_binary_that_is_not_managed_is_not_said_to_be_fetched(node, rows):
+    row = {**rows()["kube-scheduler"], "binary_managed": False}
+    Path(row["binary"]).write_bytes(b"")
+    assert "the formula does not manage it (kubernetes_controller:binaries:names)" in problems(node, row)[0]
+
+
+def klog(text):
+    return f'echo \'E1124 20:44:33.15 28801 run.go:72] "command failed" err="{text}"\' >&2; exit 1\n'
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("exit 0\n", None),
+        (klog("failed to create listener: failed to listen on 1.2.3.4:1: bind: cannot assign requested address"), None),
+        (klog("Get x: dial tcp 10.8.0.101:6443: connect: network is unreachable"), None),
+        (
+            'echo \'Error: invalid argument "x" for "-v, --v" flag: no number\'; exit 1\n',
+            ":settings:v: kube-scheduler 1.37.2 refuses",
+        ),
+        (
+            klog("--leader-elect and --profiling do not go together"),
+            ":settings:leader-elect: kube-scheduler 1.37.2 refuses",
+        ),
+        (klog("something else entirely"), ":settings: kube-scheduler 1.37.2 refuses it: something else entirely."),
+        ("echo 'panic: oh no'; exit 2\n", ":settings: kube-scheduler 1.37.2 refuses it: panic: oh no."),
+        ('echo \'{"level":"fatal","error":"no"}\'; exit 2\n', ":settings: kube-scheduler 1.37.2 refuses it: no."),
+    ],
+)
+def test_what_a_dry_run_says_is_one_sentence_with_its_pillar_key(node, scheduler, script, says):
+    found = problems(node, scheduler(script, {"v": 2, "leader-elect": True}))
+    assert len(found) == (0 if says is None else 1), found
+    for line in found:
+        assert line.startswith(f"kubernetes_controller:scheduler{says}")
+
+
+GATES = """\
+for word; do case $word in
+  *Nope=*) echo 'E1 run.go:72] "command failed" err="unrecognized feature gate: Nope"'; exit 1;;
+  *WachList=*) echo 'E1 run.go:72] "command failed" err="unrecognized feature gate: WachList"'; exit 1;;
+esac; done
+"""
+
+
+def test_each_unknown_gate_and_plugin_is_told_and_an_old_gate_only_warned_of(node, scheduler):
+    layer = {"feature-gates": {"WachList": True, "Nope": False, "WatchList": True}, "enable-admission-plugins": ["PodSecurty"]}
+    found = problems(node, scheduler(GATES, layer))
+    key, who = "kubernetes_controller:scheduler:settings", "kube-scheduler 1.37.2"
+    assert sorted(found) == [
+        f"{key}:enable-admission-plugins: {who} has no admission plugin PodSecurty (nearest: PodSecurity). Remove it.",
+        f"{key}:feature-gates: kube-scheduler 1.37.2 has no feature gate Nope. Remove it.",
+        f"{key}:feature-gates: kube-scheduler 1.37.2 has no feature gate WachList (nearest: WatchList). Remove it.",
+    ]
+    row = scheduler(
+        "echo 'Flag --v has been deprecated, use another'\n", {"feature-gates": {"Locked": True}, "v": 2, "old-one": 1}
+    )
+    answer = node.modules["k8s_preflight.problems"](row)
+    assert answer["errors"] == []
+    assert answer["warnings"] == [
+        f"{key}:old-one: kube-scheduler 1.37.2 calls the flag deprecated: gone soon.",
+        f"{key}:v: Flag --v has been deprecated, use another",
+        f"{key}:feature-gates: kube-scheduler 1.37.2 does not list Locked any more, and a later release will refuse it.",
+    ]
+
+
+def test_a_binary_of_another_release_is_told(node, scheduler):
+    row = scheduler(help='[ "$1" = --version ] && { echo Kubernetes v1.36.3; exit; }\n' + HELP)
+    (found,) = problems(node, row)
+    assert found.startswith(f"{row['binary']} says that it is release 1.36.3, not 1.37.2. Remove ")
+
+
+def test_a_dry_run_can_reach_and_bind_nothing(node, scheduler, tmp_path):
+    """The binary looks around: no interface but the loopback, no listener of this machine, no secret in its arguments."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        script = f"""\
+ls /sys/class/net /proc/self/net > {tmp_path}/seen 2>&1; cat /proc/net/dev /proc/net/route > {tmp_path}/net
+(exec 3<>/dev/tcp/127.0.0.1/{port}) 2>/dev/null && echo reached > {tmp_path}/reached
+echo "$@" > {tmp_path}/arguments
+"""
+        row = scheduler(script, {"bind-address": "0.0.0.0"})
+        Path(row["binary"]).write_text(Path(row["binary"]).read_text().replace("#!/bin/sh", "#!/bin/bash"))
+        assert problems(node, row) == []
+        server.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            server.accept()
+    devices = [line.split(":")[0].strip() for line in (tmp_path / "net").read_text().splitlines() if ":" in line]
+    assert devices == ["lo"]
+    assert not (tmp_path / "reached").exists()
+    arguments = (tmp_path / "arguments").read_text()
+    assert "--bind-address=192.0.2.1" in arguments
+    assert row["home"] not in arguments
+
+
+def test_where_no_namespace_can_be_had_the_binary_is_not_started(node, scheduler, tmp_path, monkeypatch):
+    row = scheduler(f"touch {tmp_path}/started\n")
+
+    class Refusing:
+        prctl = staticmethod(lambda *_: 0)
+        unshare = staticmethod(lambda *_: 1)
+
+    monkeypatch.setitem(node.modules["k8s_ask_binary.options"].func.__globals__, "LIBC", Refusing)
+    assert problems(node, row) == []
+    assert not (tmp_path / "started").exists()
+
+
+# -- disk and ports ---------------------------------------------------------------------------------------------------
+
+
+def test_a_disk_with_too_little_room_is_named_with_its_directories(node, rows):
+    assert node.modules["k8s_preflight.disk"](rows()) == []
+    wanting = rows({"rollout": {"preflight": {"min_free_mib": 10**9}}})
+    (found,) = node.modules["k8s_preflight.disk"](wanting)
+    for row in wanting.values():
+        assert row["home"] in found
+        assert os.path.dirname(row["binary"]) in found
+        assert all(directory in found for directory in row["directories"])
+    assert "MiB free, expected at least 1000000000 (kubernetes_controller:rollout:preflight:min_free_mib)." in found
+
+
+@pytest.fixture
+def bound(node, rows):
+    """Return a function: what is said of the scheduler's port, for an address, while this process listens there."""
+    unit = {"state": "active", "pid": 0, "binary": None}
+    node.fake("k8s_component.process", side_effect=lambda name: unit)
+
+    def asked(listening, declared, own=False, port=None):
+        with socket.create_server((listening, 0)) as server:
+            unit["pid"] = os.getpid() if own else 0
+            settings = {"bind-address": declared, "secure-port": port or server.getsockname()[1]}
+            row = rows({"scheduler": {"settings": settings}}, binaries=False)["kube-scheduler"]
+            return server.getsockname()[1], node.modules["k8s_preflight.ports"](row)
+
+    return asked
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
+def test_a_port_that_another_process_holds_is_named_with_pid_and_binary(bound, address):
+    port, (found,) = bound("127.0.0.1", address)
+    where = "127.0.0.1" if address == "127.0.0.1" else "all addresses"
+    held = f"port {port} of {where} is held by process {os.getpid()} ({os.readlink('/proc/self/exe')})"
+    assert found.startswith(f"kubernetes_controller:scheduler:settings:secure-port: {held}")
+
+
+@pytest.mark.parametrize(("address", "own"), [("127.0.0.1", True), ("127.0.0.2", False)], ids=["its own", "another address"])
+def test_a_port_of_its_own_process_or_of_another_address_is_fine(bound, address, own):
+    assert bound("127.0.0.1", address, own)[1] == []
+
+
+def test_an_address_that_the_node_has_not_is_named(bound):
+    _, (found,) = bound("127.0.0.1", "192.0.2.7", port=10259)
+    assert "kube-scheduler cannot bind 192.0.2.7:10259 here (Cannot assign requested address)." in found
+
+
+def test_both_ports_of_etcd_are_looked_at(node, rows):
+    node.fake("k8s_component.process", return_value={"pid": 0})
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        urls = {f"listen-{kind}-urls": f"https://127.0.0.1:{port}" for kind in ("client", "peer")}
+        found = node.modules["k8s_preflight.ports"](rows({"etcd": {"settings": urls}}, binaries=False)["etcd"])
+    assert [line.split(": ")[0].rpartition(":")[2] for line in found] == ["listen-client-urls", "listen-peer-urls"]
