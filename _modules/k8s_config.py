@@ -47,7 +47,7 @@ ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le", "s
 SECTIONS = ("Unit", "Service", "Install")
 PHASES = [["apiserver", "objects"], ["controller_manager", "scheduler"]]
 KEY_SIZES_BITS = {"ec": (256, 384, 521), "rsa": (2048, 3072, 4096)}
-PLACES = ("conf_dir", "bin_dir", "release_dir", "log_dir", "data_dir", "directory")
+PLACES = ("conf_dir", "bin_dir", "release_dir", "log_dir", "data_dir", "directory", "record_dir")
 CHOICES = {"rollout:mode": ("automatic", "manual"), "rollout:rehearsal:data": ("snapshot", "empty")}
 USAGES = ("serverAuth", "clientAuth")
 # What has to serve on a node before the next component is started there.
