@@ -151,7 +151,7 @@ BINARIES = [
         "binary that dies only in earnest", (5,), "gate", ("kube-scheduler: generation", "did not pass its gate", "is back and serves"),
         over(FAULTY, QUICK_GATE),
         binary("kube-scheduler", script(inject.SHORT_LIVED, seconds=0, condition=f"{inject.IN_EARNEST} || exit;")),
-        touched=("kube-scheduler",), ci=True,
+        part("scheduler"), touched=SCHEDULER, ci=True,
     ),
 ]  # fmt: skip
 
