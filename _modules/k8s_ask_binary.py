@@ -106,7 +106,7 @@ def problems(row, directory):
     row
         A row of the configuration's ``components``.
     directory
-        Where the files of its generation are staged (``k8s_generation.stage``); the dry run reads them there.
+        Where the files of its generation are staged (``k8s_generation.draft``); the dry run reads them there.
 
     A dictionary of lists of sentences, ``errors`` and ``warnings``; each names the pillar key.
 

@@ -137,7 +137,7 @@ def test_a_place_that_cannot_be_written_is_a_sentence(node, kubeconfig):
 def nothing_foreign(node):
     """This machine need not run systemd, has not the addresses of controller-1, and no neighbours."""
     node.fake("k8s_component.foreign", return_value=None)
-    node.fake("k8s_preflight.ports", return_value=[])
+    node.fake("k8s_host.ports", return_value=[])
     node.fake("k8s_skew.neighbours", return_value={})
 
 
@@ -202,8 +202,9 @@ def test_the_faults_of_all_components_and_of_the_node_are_told_at_once(node, app
     components = {name: {**row, "release": "1.37.2"} for name, row in components.items()}
     far = {"serves": True, "release": "1.35.4", "clock": time.time() - 3600, "here": time.time(), "said": ""}
     node.fake("k8s_skew.neighbours", return_value={"controller-2": far})
-    node.fake("k8s_preflight.ports", lambda row: [f"port of {row['name']}"] if row["name"] == "etcd" else [])
-    node.fake("k8s_preflight.disk", return_value=["no room"])
+    node.fake("k8s_host.ports", lambda row: [f"port of {row['name']}"] if row["name"] == "etcd" else [])
+    node.fake("k8s_host.disk", return_value=["no room"])
+    node.fake("k8s_preflight.not_accepted", return_value=["a key"])
     ret = apply(testmode, node, "k8s_preflight.passed", "fits", components=components)
     assert (ret.result, ret.changes) == (False, {})
     *found, last = ret.comment.splitlines()
@@ -217,7 +218,7 @@ def test_the_faults_of_all_components_and_of_the_node_are_told_at_once(node, app
         "3600 s ahead of",
     ):
         assert len([line for line in found if part in line]) == 1, (part, found)
-    assert len(found) == 6
+    assert len(found) == 7
 
 
 def test_a_neighbour_that_was_not_asked_and_a_deprecated_flag_are_told(node, rows):

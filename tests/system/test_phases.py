@@ -55,7 +55,9 @@ def test_a_minion_without_the_modules_gets_them_by_the_first_run(cluster, unsync
     answer = cluster.apply(sls=sls, target=unsynced.name)[unsynced.name]
     assert answer.ok, answer.failures
     assert f"{sls} is applied with them" in {state["__id__"] for state in answer.states}
-    assert list(answer.changes) == [f"The {kind} of kubernetes_controller are on this node for {sls}" for kind in ("modules", "states")]
+    assert list(answer.changes) == [
+        f"The {kind} of kubernetes_controller are on this node for {sls}" for kind in ("modules", "states")
+    ]
     again = cluster.apply(sls=sls, target=unsynced.name)[unsynced.name]
     assert again.ok and not again.changes, again.failures
     assert cluster.processes() == before
