@@ -187,6 +187,7 @@ def resolve(defaults, pillar, node=None):
         _components(cfg, errors)
         cfg["after"] = {name: AFTER[name] for name in cfg["components"] if AFTER.get(name) in cfg["components"]}
         cfg["downloads"] = _downloads(cfg)
+        cfg["releases"] = _releases(cfg)
         if errors:
             raise ConfigError(errors)
     return cfg
@@ -771,6 +772,15 @@ def _downloads(cfg):
         }
     )
     return rows
+
+
+def _releases(cfg):
+    """Return what may be kept of other releases than the declared ones: one row per directory of releases."""
+    homes, keep = [row["home"] for row in cfg["components"].values()], cfg["rollout"]["keep_releases"]
+    return [
+        {"directory": owner["release_dir"], "declared": owner["release"], "homes": homes, "keep": keep}
+        for owner in (cfg, cfg["etcd"])
+    ]
 
 
 def start_script(row, checksum):
