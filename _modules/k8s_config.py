@@ -13,6 +13,7 @@ import re
 import shlex
 
 import salt.pillar
+import salt.utils.data
 from salt.exceptions import CommandExecutionError
 
 VERSION = "0.1.0"  # of the formula; modules of another version than defaults.yaml are synced before they are used
@@ -33,7 +34,7 @@ OPEN = [
     "objects",
 ]
 # Values whose type is not that of the default.
-ANY_TYPE = ["rollout:gate:(timeout_s|interval_s)"]
+ANY_TYPE = ["rollout:(gate|turn|rehearsal):(timeout_s|interval_s|window_s|settle_s)"]
 CONTROL_PLANE = {
     "etcd": "etcd",
     "apiserver": "kube-apiserver",
@@ -46,7 +47,8 @@ ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le", "s
 SECTIONS = ("Unit", "Service", "Install")
 PHASES = [["apiserver", "objects"], ["controller_manager", "scheduler"]]
 KEY_SIZES_BITS = {"ec": (256, 384, 521), "rsa": (2048, 3072, 4096)}
-PLACES = ("conf_dir", "bin_dir", "release_dir", "log_dir", "data_dir", "directory")
+PLACES = ("conf_dir", "bin_dir", "release_dir", "log_dir", "data_dir", "directory", "record_dir")
+CHOICES = {"rollout:mode": ("automatic", "manual"), "rollout:rehearsal:data": ("snapshot", "empty")}
 USAGES = ("serverAuth", "clientAuth")
 # What has to serve on a node before the next component is started there.
 AFTER = {"kube-apiserver": "etcd", "kube-controller-manager": "kube-apiserver", "kube-scheduler": "kube-apiserver"}
@@ -185,6 +187,7 @@ def resolve(defaults, pillar, node=None):
         _components(cfg, errors)
         cfg["after"] = {name: AFTER[name] for name in cfg["components"] if AFTER.get(name) in cfg["components"]}
         cfg["downloads"] = _downloads(cfg)
+        cfg["releases"] = _releases(cfg)
         if errors:
             raise ConfigError(errors)
     return cfg
@@ -278,6 +281,11 @@ def _faults(cfg, node):
             faults.append(f"{PILLAR}:{path}: {value} is not a port.")
         if path.rpartition(":")[2] in PLACES and not value.startswith("/"):
             faults.append(f"{PILLAR}:{path}: {value!r} is not an absolute path.")
+    for path, allowed in CHOICES.items():
+        section, _, key = path.rpartition(":")
+        value = salt.utils.data.traverse_dict(cfg, section)[key]
+        if value not in allowed:
+            faults.append(f"{PILLAR}:{path}: {value!r}, expected {' or '.join(allowed)}.")
     if cfg["pki"]["algorithm"] not in KEY_SIZES_BITS:
         faults.append(f"{PILLAR}:pki:algorithm: {cfg['pki']['algorithm']!r}, expected ec or rsa.")
     elif cfg["pki"]["key_size_bits"] not in (sizes := KEY_SIZES_BITS[cfg["pki"]["algorithm"]]):
@@ -619,7 +627,10 @@ def _components(cfg, errors):
             "api": _api_row(cfg),
             "etcdctl": f"{cfg['etcd']['release_dir']}/{cfg['etcd']['release']}/bin/etcdctl",
             "neighbours": {other: where for other, where in cfg["controllers"].items() if other != minion},
+            "mode": cfg["rollout"]["mode"],
+            "rehearsal": cfg["rollout"]["rehearsal"],
             "turn": cfg["rollout"]["turn"],
+            "snapshots": cfg["rollout"]["snapshots"],
             "ignore": cfg["rollout"]["ignore"],
             "preflight": cfg["rollout"]["preflight"],
             "keep_generations": cfg["rollout"]["keep_generations"],
@@ -761,6 +772,15 @@ def _downloads(cfg):
         }
     )
     return rows
+
+
+def _releases(cfg):
+    """Return what may be kept of other releases than the declared ones: one row per directory of releases."""
+    homes, keep = [row["home"] for row in cfg["components"].values()], cfg["rollout"]["keep_releases"]
+    return [
+        {"directory": owner["release_dir"], "declared": owner["release"], "homes": homes, "keep": keep}
+        for owner in (cfg, cfg["etcd"])
+    ]
 
 
 def start_script(row, checksum):

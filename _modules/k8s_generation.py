@@ -134,6 +134,27 @@ def flags(home, link="live"):
     return _flags(present["start"]["text"]) if "start" in present else {}
 
 
+def with_flags(start, exchanged):
+    """
+    Return the text of a ``start`` with some flags exchanged.
+
+    start
+        Text of the script.
+    exchanged
+        Flags (dict of str); None takes a flag away. Never repeated: lists of a repeated flag append.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.with_flags "$(cat start)" '{"etcd-servers": "http://127.0.0.1:12379"}'
+    """
+    head, _, command = start.partition("\nexec ")
+    flags = {flag: value for flag, value in {**_flags(start), **exchanged}.items() if value is not None}
+    words = [shlex.split(command.splitlines()[0].removesuffix("\\"))[0], *(f"--{flag}={value}" for flag, value in flags.items())]
+    return f"{head}\nexec " + " \\\n  ".join(map(shlex.quote, words)) + "\n"
+
+
 def release(home, link="live"):
     """
     Return the release of the generation that ``link`` leads to (str), or None.
@@ -419,27 +440,25 @@ def promoted_at(home):
         return None
 
 
-def touch(home, name):
+def touch(home):
     """
-    Touch the files of generation ``name``, and no content, so that a process that watches them looks at ``live`` anew.
+    Touch the files of all generations, and no content, so that a process that watches them looks at ``live`` anew.
 
-    A watch does not see a link that moves; it does see the files that it was set on.
+    A watch does not see a link that moves; it does see the files that it was set on. Those are of the generation that
+    was live when the process started, however many reloads ago that was.
 
     home
         Directory of the component's generations (its row's ``home``).
-
-    name
-        Name of the generation.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt 'controller-1' k8s_generation.touch /var/lib/kubernetes 3f9c0d1e2b3a4c5d
+        salt 'controller-1' k8s_generation.touch /var/lib/kubernetes
     """
-    directory = os.path.join(home, "generations", name)
-    for file in os.listdir(directory):
-        os.utime(os.path.join(directory, file))
+    for directory, _, files in os.walk(os.path.join(home, "generations")):
+        for file in files:
+            os.utime(os.path.join(directory, file))
     return True
 
 

@@ -71,12 +71,12 @@ def probe(row, since=None, thorough=False):
 
         salt 'controller-1' k8s_health.probe "$ROW"
     """
-    flags = __salt__["k8s_generation.flags"](row["home"])
+    flags = _flags(row)
     if not flags:
         return _no("not installed: no generation is live")
-    found = __salt__["k8s_component.process"](row["name"])
+    found = __salt__["k8s_component.process"](_unit(row))
     if not found["pid"]:
-        complaint = __salt__["k8s_component.complaint"](row["name"])
+        complaint = __salt__["k8s_component.complaint"](_unit(row))
         return _no(f"no process (unit is {found['state']})" + (f": {complaint}" if complaint else ""))
     if since and (found["started"] or 0) < since:
         return _no("the former process still runs")
@@ -92,7 +92,7 @@ def probe(row, since=None, thorough=False):
     return {"ok": True, "said": f"{_where(row, flags)}  {released}  {said}".rstrip()}
 
 
-def wait(row, since=None, timeout_s=None, consecutive=None):
+def wait(row, since=None, timeout_s=None, consecutive=None, thorough=None):
     """
     Ask a component until it has answered well ``consecutive`` times in a row, or until ``timeout_s`` seconds passed.
 
@@ -101,9 +101,12 @@ def wait(row, since=None, timeout_s=None, consecutive=None):
     since
         See ``probe``.
     timeout_s, consecutive
-        Other than the gate's; with ``consecutive`` the probes are not thorough.
+        Other than the gate's; with ``consecutive`` the probes are not thorough and no window has to pass.
+    thorough
+        See ``probe``; by default the opposite of whether ``consecutive`` is given.
 
-    Returns ``ok``, ``said`` (the last answer; on failure with the telling line of the journal) and ``seconds``.
+    Returns ``ok``, ``said`` (the last answer; on failure with the telling line of the journal), ``seconds``, and
+    ``away_s``, the seconds in which it did not answer its probe, as far as this was seen.
 
     CLI Example:
 
@@ -111,28 +114,32 @@ def wait(row, since=None, timeout_s=None, consecutive=None):
 
         salt 'controller-1' k8s_health.wait "$ROW" timeout_s=10
     """
-    gate, thorough = row["gate"], consecutive is None
+    gate = row["gate"] if consecutive is None else {**row["gate"], "consecutive": consecutive, "window_s": 0}
+    thorough = consecutive is None if thorough is None else thorough
     deadline = time.monotonic() + (gate["timeout_s"] if timeout_s is None else timeout_s)
-    started, in_a_row, restarts, looked = time.monotonic(), 0, None, 0
+    started, in_a_row, steady, restarts, looked = time.monotonic(), 0, None, None, 0
+    away, seen = 0.0, None
     while True:
         # A component that starts needs the processors itself: it is asked in full only when it answers at all.
-        due = time.monotonic() - looked > FULL_LOOK_S
-        if due or in_a_row or serves(row):
+        due, answers = time.monotonic() - looked > FULL_LOOK_S, serves(row)
+        away += time.monotonic() - seen if seen and not answers else 0
+        seen = time.monotonic()
+        if due or in_a_row or answers:
             answer = probe(row, since=since, thorough=thorough)
-            in_a_row = in_a_row + 1 if answer["ok"] else 0
-            if in_a_row >= (consecutive or gate["consecutive"]):
+            in_a_row, steady = (in_a_row + 1, steady or time.monotonic()) if answer["ok"] else (0, None)
+            if in_a_row >= gate["consecutive"] and time.monotonic() - steady >= gate["window_s"]:
                 break
         if due:
             looked = time.monotonic()
-            found = __salt__["k8s_component.process"](row["name"])["restarts"]
-            restarts = found if restarts is None else restarts
-        if time.monotonic() > deadline or found > restarts + 3:
-            complaint = __salt__["k8s_component.complaint"](row["name"], since=since)
+            found = __salt__["k8s_component.process"](_unit(row))
+            restarts = found["restarts"] if restarts is None else restarts
+        if time.monotonic() > deadline or found["restarts"] > restarts + 3 or found["state"] == "failed":
+            complaint = __salt__["k8s_component.complaint"](_unit(row), since=since)
             said = answer["said"] + (f" (journal: {complaint})" if complaint and complaint not in answer["said"] else "")
             answer = {"ok": False, "said": said if not answer["ok"] else f"not steady: {said}"}
             break
         time.sleep(gate["interval_s"])
-    return {**answer, "seconds": round(time.monotonic() - started, 1)}
+    return {**answer, "seconds": round(time.monotonic() - started, 1), "away_s": round(away, 1)}
 
 
 def api(row, path, method="GET", body=None, content_type="application/json"):
@@ -152,7 +159,7 @@ def api(row, path, method="GET", body=None, content_type="application/json"):
 
         salt 'controller-1' k8s_health.api "$ROW" /version
     """
-    flags = __salt__["k8s_generation.flags"](row["home"])
+    flags = _flags(row)
     pair = (flags.get("proxy-client-cert-file"), flags.get("proxy-client-key-file"))
     if not all(pair) or "requestheader-client-ca-file" not in flags:
         raise CommandExecutionError(
@@ -253,7 +260,7 @@ def _lease(row):
 
 def _etcd_servers(row):
     """Ask each etcd server of the live API server, with the API server's own identity."""
-    flags = __salt__["k8s_generation.flags"](row["home"])
+    flags = _flags(row)
     answers = {}
     for server in filter(None, flags.get("etcd-servers", "").split(",")):
         where = urllib.parse.urlsplit(server)
@@ -268,6 +275,18 @@ def _etcd_servers(row):
 
 
 # -- asking -----------------------------------------------------------------------------------------------------------
+
+
+def _unit(row):
+    return row.get("unit_name", row["name"])
+
+
+def _flags(row):
+    """Return the live flags; files of a row that stands for another home (a rehearsal's) are where they lie now."""
+    flags = __salt__["k8s_generation.flags"](row["home"])
+    if "stands_for" in row:
+        flags = {name: value.replace(f"{row['stands_for']}/live/", f"{row['home']}/live/") for name, value in flags.items()}
+    return flags
 
 
 def _no(reason):
@@ -334,7 +353,7 @@ def serves(row):
 
         salt 'controller-1' k8s_health.serves "$ROW"
     """
-    flags = __salt__["k8s_generation.flags"](row["home"])
+    flags = _flags(row)
     if not flags:
         return False
     pair = (flags["peer-cert-file"], flags["peer-key-file"]) if row["name"] == "etcd" else None

@@ -35,7 +35,7 @@ def take(row):
     """
     turn = row["turn"]
     command = ["setpriv", "--pdeathsig", "TERM", row["etcdctl"], "lock", f"--ttl={turn['ttl_s']}", turn["key"]]
-    holder = subprocess.Popen(command, env=_environment(row), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(command, env=environment(row), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     __context__.setdefault("k8s_turn", {})[holder.pid] = holder
     reason = _wait_for_turn(row, holder)
     if reason is None:
@@ -140,19 +140,33 @@ def neighbours_ready(row, timeout_s=60):
     return True
 
 
+def environment(row):
+    """
+    Return the environment (dict) in which etcdctl reaches the cluster as this node: by the API server's own identity, or
+    the member's where the row is etcd's.
+
+    row
+        A row of the configuration's ``components``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_turn.environment "$ROW"
+    """
+    etcd = row["name"] == "etcd"
+    flags = __salt__["k8s_generation.flags"](row["home"] if etcd else row["api"]["home"])
+    names = ("listen-client-urls", "trusted-ca-file", "peer-cert-file", "peer-key-file")
+    if not etcd:
+        names = ("etcd-servers", "etcd-cafile", "etcd-certfile", "etcd-keyfile")
+    if not all(flags.get(name) for name in names):
+        raise CommandExecutionError(f"the live generation of {'etcd' if etcd else 'kube-apiserver'} has no access to etcd")
+    variables = ("ETCDCTL_ENDPOINTS", "ETCDCTL_CACERT", "ETCDCTL_CERT", "ETCDCTL_KEY")
+    return {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), **dict(zip(variables, (flags[name] for name in names), strict=True))}
+
+
 def _override(name):
     return f'To go on all the same, once: pillar=\'{{"kubernetes_controller": {{"rollout": {{"ignore": ["{name}"]}}}}}}\'.'
-
-
-def _environment(row):
-    """Return the environment in which etcdctl reaches the cluster: with the API server's own identity, or the member's."""
-    flags = __salt__["k8s_generation.flags"](row["home"] if row["name"] == "etcd" else row["api"]["home"])
-    if row["name"] == "etcd":
-        access = (flags["listen-client-urls"], flags["trusted-ca-file"], flags["peer-cert-file"], flags["peer-key-file"])
-    else:
-        access = tuple(flags[name] for name in ("etcd-servers", "etcd-cafile", "etcd-certfile", "etcd-keyfile"))
-    names = ("ETCDCTL_ENDPOINTS", "ETCDCTL_CACERT", "ETCDCTL_CERT", "ETCDCTL_KEY")
-    return {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), **dict(zip(names, access, strict=True))}
 
 
 def _wait_for_turn(row, process):
@@ -175,13 +189,13 @@ def _wait_for_turn(row, process):
 
 
 def _put(row, key, value):
-    subprocess.run([row["etcdctl"], "put", key, value], env=_environment(row), capture_output=True, check=False, timeout=10)
+    subprocess.run([row["etcdctl"], "put", key, value], env=environment(row), capture_output=True, check=False, timeout=10)
 
 
 def _get(row, key):
     command = [row["etcdctl"], "get", "--print-value-only", key]
     try:
-        answer = subprocess.run(command, env=_environment(row), capture_output=True, text=True, check=False, timeout=10)
+        answer = subprocess.run(command, env=environment(row), capture_output=True, text=True, check=False, timeout=10)
     except subprocess.TimeoutExpired:
         return ""
     return answer.stdout.strip()

@@ -1,8 +1,9 @@
 """
 Run the components of the control plane from generations.
 
-``running`` is the whole story. Each step of it is one function: refuse, compare, prepare, take the turn, promote, take
-up, gate, and remember or go back.
+``running`` is the whole story. What is refused and what differs is found out first; then each step is one function, in
+this order: prepare, rehearse, snapshot, turn, promote, take_up, gate, remember or go_back, settle. Each tells the master
+its name as it begins, so the same names are in the output of a rollout, in the tests and in the docs.
 """
 
 import contextlib
@@ -22,9 +23,10 @@ def running(name, component):
     component
         Its row of the configuration's ``components``: references only, no secrets.
 
-    A declared generation that differs from the live one is written beside it, promoted by one rename under the turn,
-    and taken up by a reload where the component can and by a restart otherwise. When it does not pass its gate, the
-    good one is put back and proven; one that failed by its own fault is not tried again until ``k8s_component.retry``.
+    A declared generation that differs from the live one is written beside it, rehearsed where it has not passed yet,
+    promoted by one rename under the turn, and taken up by a reload where the component can and by a restart otherwise.
+    When it does not pass its gate, the good one is put back and proven; one that failed by its own fault is not tried
+    again until ``k8s_component.retry``. Where the pillar says ``rollout:mode: manual`` nothing is promoted.
 
     .. code-block:: yaml
 
@@ -48,30 +50,33 @@ def running(name, component):
     before = __salt__["k8s_generation.links"](component["home"])["live"]
     try:
         _refuse_failed(component, changes)
+        if __opts__["test"] and _is_the_operators(component, changes, before):
+            return ret | _leave_it_to_the_operator(component, changes, "would be")
         if __opts__["test"]:
             return ret | {"result": None, "changes": changes, "comment": f"{name} would change: {changes['process']}."}
         return ret | _change(component, changes)
-    except CommandExecutionError as exc:
+    except (CommandExecutionError, OSError) as exc:
         moved = __salt__["k8s_generation.links"](component["home"])["live"] != before
         return ret | {"result": False, "changes": changes if moved else {}, "comment": f"{name}: {exc}"}
 
 
 def _change(component, changes):
     """Bring the declared generation to the process, under the turn; raise when it does not pass its gate."""
-    tell, name = __salt__["k8s_component.tell"], component["name"]
-    generation = _prepare(component)
-    tell(name, "prepare", f"generation {generation}: {changes['process']}")
-    with _turn(component, changes):
+    before = _facts(component)
+    generation = _prepare(component, changes)
+    _rehearse(component, generation)
+    if _is_the_operators(component, changes, before["generation"]):
+        return _leave_it_to_the_operator(component, changes, "is")
+    _snapshot(component, changes)
+    with _turn(component, changes) as serves:
         since = _promote(component, generation)
-        tell(name, "promote", f"live is {generation}")
         _take_up(component, changes, since)
         answer = _gate(component, changes, since)
         if not answer["ok"]:
-            said = _go_back(component, generation, changes, answer)
-            tell(name, "go_back", said, result="failed", process=changes["process"])
-            raise CommandExecutionError(said)
-    _remember(component)
-    tell(name, "done", answer["said"], result="new", process=changes["process"], seconds=answer["seconds"])
+            raise CommandExecutionError(_go_back(component, generation, changes, answer, before))
+        _remember(component)
+        _settle(component, changes, serves)
+    _report(component, changes, answer, before, "new serving", answer["said"])
     return {"changes": changes, "comment": f"{component['name']} serves after {answer['seconds']} s: {answer['said']}"}
 
 
@@ -124,9 +129,60 @@ def _still_serves(component):
     return {"result": False, "comment": f"{component['name']} is as declared but does not serve: {answer['said']}"}
 
 
-def _prepare(component):
+def _begin(component, step, said=""):
+    """Tell the master at once that a step begins; the return of a run comes only at its end."""
+    __salt__["k8s_component.tell"](component["name"], step, said)
+
+
+def _facts(component):
+    links = __salt__["k8s_generation.links"](component["home"])
+    return {"generation": links["live"], "release": __salt__["k8s_generation.release"](component["home"])}
+
+
+def _report(component, changes, answer, before, result, said):
+    """Tell the master how it ended: what from, what to, how long, and how long without serving."""
+    facts = {"result": result, "process": changes["process"], "from": before, "to": _facts(component)}
+    facts |= {"seconds": answer["seconds"], "away_s": answer["away_s"]}
+    __salt__["k8s_component.tell"](component["name"], "done" if result == "new serving" else "failed", said, **facts)
+
+
+def _prepare(component, changes):
     """Write the declared generation beside the others; nothing that runs reads it yet."""
+    _begin(component, "prepare", changes["process"])
     return __salt__["k8s_generation.prepare"](component)
+
+
+def _rehearse(component, generation):
+    """What did not pass its rehearsal yet does so now, with the other components as they are live, or is not promoted."""
+    _begin(component, "rehearse", generation)
+    try:
+        __salt__["k8s_rehearsal.ensure"](component)
+    except CommandExecutionError as exc:
+        who = getattr(exc, "component", component["name"])
+        raise CommandExecutionError(f"the rehearsal failed: {who}: {exc}. Nothing was touched") from exc
+
+
+def _is_the_operators(component, changes, live):
+    """Tell whether only the operator promotes this. A start of what is live, or the end of a run that was cut off, is not."""
+    return component["mode"] == "manual" and live and "generation" in changes and CUT_OFF not in changes["process"]
+
+
+def _leave_it_to_the_operator(component, changes, verb):
+    """Answer for a generation that is ready, where the pillar says that only the operator promotes."""
+    once = 'pillar=\'{"kubernetes_controller": {"rollout": {"mode": "automatic"}}}\''
+    generation = changes.get("generation", {}).get("new", "as live")
+    said = (
+        f"{component['name']}: generation {generation} {verb} prepared and rehearsed, but not promoted, as rollout:mode is "
+        f"manual ({changes['process']}). Promote it with `salt-run k8s_rollout.deploy`, or on this node alone with {once}."
+    )
+    return {"comment": said, "warnings": [said]}
+
+
+def _snapshot(component, changes):
+    """Keep a verified copy of etcd's data from before another release writes to it."""
+    if "release" in changes and changes["release"]["old"] and component["name"] in ("etcd", "kube-apiserver"):
+        _begin(component, "snapshot", f"of etcd, before {component['name']} {component['release']}")
+        __salt__["k8s_snapshot.keep"](component, f"{component['name']}-{component['release']}")
 
 
 @contextlib.contextmanager
@@ -134,17 +190,20 @@ def _turn(component, changes):
     """
     Hold the turn while something that serves is interrupted, and only while all neighbours are ready.
 
-    What does not serve needs neither, so a cluster that is down can always be repaired.
+    What does not serve needs neither, so a cluster that is down can always be repaired. Tells whether it serves.
     """
     untouched = changes["process"].startswith("none")
     if untouched or not component["neighbours"] or not __salt__["k8s_health.serves"](component):
-        yield
+        yield False
         return
+    _begin(component, "turn")
     turn = None if "turn" in component["ignore"] else __salt__["k8s_turn.take"](component)
     try:
         if "neighbours" not in component["ignore"]:
             __salt__["k8s_turn.neighbours_ready"](component)
-        yield
+        if turn is not None and not __salt__["k8s_turn.held"](turn):
+            raise CommandExecutionError("the turn was lost while waiting (is this node cut off from etcd?); nothing was touched")
+        yield True
     finally:
         if turn is not None:
             __salt__["k8s_turn.release"](turn)
@@ -152,6 +211,7 @@ def _turn(component, changes):
 
 def _promote(component, generation):
     """Let ``live`` lead to the generation; return the moment before, which the process that serves must be younger than."""
+    _begin(component, "promote", generation)
     home = component["home"]
     since = __salt__["k8s_generation.promoted_at"](home)
     if __salt__["k8s_generation.links"](home)["live"] != generation or since is None:
@@ -163,9 +223,10 @@ def _promote(component, generation):
 
 def _take_up(component, changes, since):
     """Make the process use what is live: by touching the files it watches, or by a restart."""
+    _begin(component, "take_up", changes["process"])
     how = changes["process"].partition(" ")[0]
     if how == "reload":
-        __salt__["k8s_generation.touch"](component["home"], changes["generation"]["old"])
+        __salt__["k8s_generation.touch"](component["home"])
     elif how != "none":
         process = __salt__["k8s_component.process"](component["name"])
         if changes["process"] == f"restart ({CUT_OFF})" and (process["started"] or 0) > since:
@@ -175,32 +236,49 @@ def _take_up(component, changes, since):
 
 def _gate(component, changes, since):
     """Wait until the component serves as declared, by a process younger than ``since`` where it was restarted."""
+    _begin(component, "gate")
     restarted = changes["process"].startswith(("start", "restart"))
     # A first start has nothing to protect: it need not prove that it is steady.
     steady = {"consecutive": 1} if changes["process"] == "start" else {}
     return __salt__["k8s_health.wait"](component, since=since if restarted else None, **steady)
 
 
-def _go_back(component, generation, changes, answer):
+def _go_back(component, generation, changes, answer, before):
     """Put the good generation back, prove that it serves, and say what was tried, why it failed and what runs now."""
     name, home = component["name"], component["home"]
+    _begin(component, "go_back", answer["said"])
     good = __salt__["k8s_generation.links"](home)["good"]
     tried = f"generation {generation} ({changes['process']}) did not pass its gate in {answer['seconds']} s: {answer['said']}"
     if good in (None, generation):
         return f"{tried}. There is no other generation to go back to."
-    since = time.time()
+    reload, since = changes["process"].startswith("reload"), time.time()
     __salt__["k8s_generation.promote"](home, good)
     __salt__["k8s_component.install_unit"](component)
-    __salt__["k8s_component.restart"](name)
-    back = __salt__["k8s_health.wait"](component, since=since)
+    if reload:
+        __salt__["k8s_generation.touch"](home, generation)
+    else:
+        __salt__["k8s_component.restart"](name)
+    back = __salt__["k8s_health.wait"](component, since=None if reload else since)
     if not back["ok"]:
-        return f"{tried}. Generation {good} is back, but does not serve either: {back['said']}"
+        said = f"{tried}. Generation {good} is back, but does not serve either: {back['said']}"
+        _report(component, changes, back, before, "not serving", said)
+        return said
     __salt__["k8s_generation.remember_failure"](home, generation, answer["said"])
-    return f"{tried}. Generation {good} is back and serves: {back['said']}"
+    said = f"{tried}. Generation {good} is back and serves: {back['said']}"
+    _report(component, changes, {**back, "away_s": answer["away_s"] + back["away_s"]}, before, "old serving", said)
+    return said
 
 
 def _remember(component):
     """Only a passed gate moves ``good``."""
+    _begin(component, "remember")
     live = __salt__["k8s_generation.links"](component["home"])["live"]
     __salt__["k8s_generation.promote"](component["home"], live, link="good")
     __salt__["k8s_generation.prune"](component["home"], component["keep_generations"])
+
+
+def _settle(component, changes, serves):
+    """Keep the turn until load balancers, which ask at intervals, use a restarted API server again."""
+    if serves and component["name"] == "kube-apiserver" and changes["process"].startswith(("start", "restart")):
+        _begin(component, "settle", f"{component['turn']['settle_s']} s")
+        time.sleep(component["turn"]["settle_s"])

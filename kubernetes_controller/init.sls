@@ -8,6 +8,7 @@ include:
   - kubernetes_controller.binaries
   - kubernetes_controller.preflight
   - kubernetes_controller.prepare
+  - kubernetes_controller.rehearsal
   - kubernetes_controller.etcd
   - kubernetes_controller.apiserver
   - kubernetes_controller.controller_manager
@@ -16,11 +17,14 @@ include:
   - kubernetes_controller.health
 
 extend:
-{%- for name, after in cfg.after.items() %}
+{%- for name in cfg.components %}
   {{ name }} runs as declared:
     k8s_component:
       - require:
-        - k8s_component: {{ after }} runs as declared
+        - k8s_rehearsal: This node's generations passed their rehearsal
+      {%- if name in cfg.after %}
+        - k8s_component: {{ cfg.after[name] }} runs as declared
+      {%- endif %}
 {%- endfor %}
   Every component of this controller serves:
     k8s_health:

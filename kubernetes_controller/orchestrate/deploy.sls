@@ -5,8 +5,8 @@
 {{ unready }}
 {%- else %}
 {%- set nodes = cfg.controllers | list %}
-{#- What the operator says for one run has to reach the nodes. -#}
-{%- set once = dict(kubernetes_controller=dict(rollout=cfg.rollout)) %}
+{#- What the operator says for one run has to reach the nodes; that he starts this is what rollout:mode manual waits for. -#}
+{%- set once = dict(kubernetes_controller=dict(rollout=dict(cfg.rollout, mode="automatic"))) %}
 {#- A function of Salt's own, so that nodes without the formula's modules answer too. -#}
 {%- set running = salt["saltutil.cmd"](nodes, "service.status", tgt_type="list", arg=["kube-apiserver"]) %}
 {%- set serving = running.values() | selectattr("ret", "sameas", true) | list %}
@@ -68,7 +68,17 @@ What is declared for every controller fits together:
       - salt: Every controller has the modules of the formula
       - salt: Every controller has the states of the formula
 
-{%- set last = namespace(id="What is declared for every controller fits together") %}
+What is declared for every controller passed its rehearsal:
+  salt.state:
+    - tgt: {{ nodes | json }}
+    - tgt_type: list
+    - sls: kubernetes_controller.rehearsal
+    - expect_minions: True
+    - pillar: {{ once | json }}
+    - require:
+      - salt: What is declared for every controller fits together
+
+{%- set last = namespace(id="What is declared for every controller passed its rehearsal") %}
 {%- for phase in cfg.phases %}
 {%- for node in nodes %}
 

@@ -27,6 +27,8 @@ file_roots:
   base:
     - /srv/salt
     - {FORMULA}
+runner_dirs:
+  - {FORMULA}/_runners
 # The formula is being worked on: what is edited counts at once.
 fileserver_list_cache_time: 0
 pillar_roots:

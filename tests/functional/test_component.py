@@ -16,10 +16,13 @@ class Systemd:
 
     def __init__(self, minion, row):
         self.row, self.unit, self.pid, self.started, self.enabled, self.stranger = row, None, 0, None, False, None
-        self.sick, self.refuses, self.log = None, None, []
+        self.sick, self.refuses, self.log, self.steps = None, None, [], []
         for name in ("process", "restart", "install_unit", "unit_differs", "foreign"):
             minion.fake(f"k8s_component.{name}", getattr(self, name))
         self.wait = minion.fake("k8s_health.wait", self.gate)
+        self.tell = minion.fake("k8s_component.tell", lambda name, step, said, **facts: self.steps.append(step))
+        self.rehearsal = minion.fake("k8s_rehearsal.ensure", return_value={})
+        self.snapshot = minion.fake("k8s_snapshot.keep", return_value="/a/snapshot.db")
 
     @property
     def live_unit(self):
@@ -49,12 +52,12 @@ class Systemd:
     def foreign(self, row):
         return None if row["adopt"] or (Path(row["home"]) / "live").is_symlink() else self.stranger
 
-    def gate(self, row, since=None, timeout_s=None, consecutive=None):
+    def gate(self, row, since=None, timeout_s=None, consecutive=None, thorough=None):
         if self.sick or not self.pid:
-            return {"ok": False, "said": self.sick or "no process", "seconds": 90.0}
+            return {"ok": False, "said": self.sick or "no process", "seconds": 90.0, "away_s": 9.0}
         if since and self.started < since:
-            return {"ok": False, "said": "the former process still runs", "seconds": 90.0}
-        return {"ok": True, "said": "fine", "seconds": 0.1}
+            return {"ok": False, "said": "the former process still runs", "seconds": 90.0, "away_s": 0.0}
+        return {"ok": True, "said": "fine", "seconds": 0.1, "away_s": 0.0}
 
 
 class Component:
@@ -148,6 +151,18 @@ def test_what_can_be_reloaded_is_reloaded_by_touching_the_former_generation(apis
     assert ret.result is expected(testmode)
     assert apiserver.systemd.pid == pid
     assert {path.stat().st_mtime > 1 for path in former.iterdir()} == {not testmode}
+
+
+def test_a_second_reload_reaches_a_process_that_watches_the_generation_it_started_from(apiserver, authorities):
+    apiserver.run()
+    first = apiserver.home / "generations" / apiserver.digest()
+    for _ in range(2):
+        for path in first.iterdir():
+            os.utime(path, (1, 1))
+        new = authorities["kubernetes"].issue("kube-apiserver", ["serverAuth"], ["10.8.0.101"])
+        apiserver.minion.opts["pillar"]["kubernetes_controller_pki"] |= {"apiserver.crt": new.crt, "apiserver.key": new.key}
+        assert apiserver.run().changes["process"].startswith("reload")
+        assert all(path.stat().st_mtime > 1 for path in first.iterdir())
 
 
 def test_what_cannot_be_reloaded_is_a_restart(apiserver, material, testmode):
@@ -291,6 +306,66 @@ def test_a_generation_that_vanished_while_live_is_made_again(scheduler, testmode
     assert ret.result is expected(testmode)
     if not testmode:
         assert scheduler.links() == {"live": scheduler.digest(), "good": scheduler.digest()}
+
+
+# -- the order of things ----------------------------------------------------------------------------------------------
+
+
+def test_the_steps_are_told_in_their_order(apiserver):
+    apiserver.run()
+    assert apiserver.systemd.steps == ["prepare", "rehearse", "promote", "take_up", "gate", "remember", "done"]
+    apiserver.systemd.steps.clear()
+    apiserver.minion.fake("k8s_health.serves", return_value=True)
+    apiserver.minion.fake("k8s_turn.take", return_value=7)
+    apiserver.minion.fake("k8s_turn.held", return_value=True)
+    apiserver.minion.fake("k8s_turn.neighbours_ready", return_value=True)
+    release = apiserver.minion.fake("k8s_turn.release", return_value=True)
+    changed = apiserver.rows({"release": "1.37.3", "rollout": {"turn": {"settle_s": 0}}})["kube-apiserver"]
+    assert apiserver.run(changed).result is True
+    assert apiserver.systemd.steps == [
+        "prepare", "rehearse", "snapshot", "turn", "promote", "take_up", "gate", "remember", "settle", "done",
+    ]  # fmt: skip
+    apiserver.systemd.snapshot.assert_called_once_with(changed, "kube-apiserver-1.37.3")
+    release.assert_called_once_with(7)
+
+
+def test_what_does_not_pass_its_rehearsal_is_not_promoted(scheduler):
+    scheduler.run()
+    good = scheduler.digest()
+    scheduler.systemd.rehearsal.side_effect = CommandExecutionError("no process (unit is failed): Error: unknown flag: --v")
+    ret = scheduler.run(scheduler.declare({"settings": {"v": 4}}))
+    assert (ret.result, ret.changes) == (False, {})
+    assert "the rehearsal failed: kube-scheduler: no process (unit is failed): Error: unknown flag: --v." in ret.comment
+    assert scheduler.links() == {"live": good, "good": good}
+    assert scheduler.systemd.log == ["restart"]
+
+
+def test_a_turn_that_was_lost_is_not_used(scheduler):
+    scheduler.run()
+    good = scheduler.digest()
+    scheduler.minion.fake("k8s_health.serves", return_value=True)
+    scheduler.minion.fake("k8s_turn.take", return_value=7)
+    scheduler.minion.fake("k8s_turn.held", return_value=False)
+    scheduler.minion.fake("k8s_turn.neighbours_ready", return_value=True)
+    release = scheduler.minion.fake("k8s_turn.release", return_value=True)
+    ret = scheduler.run(scheduler.declare({"settings": {"v": 4}}))
+    assert (ret.result, ret.changes) == (False, {})
+    assert "the turn was lost while waiting" in ret.comment
+    assert scheduler.links() == {"live": good, "good": good}
+    release.assert_called_once_with(7)
+
+
+def test_manual_mode_prepares_and_rehearses_and_leaves_the_rest_to_the_operator(scheduler, testmode):
+    manual = {"rollout": {"mode": "manual"}}
+    assert scheduler.run(scheduler.rows(manual)["kube-scheduler"]).changes["process"] == "start"  # nothing runs yet
+    good = scheduler.digest()
+    changed = scheduler.rows(manual, {"scheduler": {"settings": {"v": 4}}})["kube-scheduler"]
+    ret = scheduler.try_(testmode, changed)
+    assert (ret.result, ret.changes) == (True, {})
+    assert "as rollout:mode is manual (restart (flag v))" in ret.comment
+    assert '{"rollout": {"mode": "automatic"}}' in ret.comment
+    assert scheduler.links() == {"live": good, "good": good}
+    assert (scheduler.home / "generations" / scheduler.digest(changed)).exists() is not testmode
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------

@@ -60,6 +60,33 @@ def test_a_dead_mirror_fails_naming_its_pillar_key(node, download):
     assert ret.comment.startswith("kubernetes_controller:binaries:mirror: cannot fetch http://127.0.0.1:1/sums: ")
 
 
+# -- k8s_binary.pruned ------------------------------------------------------------------------------------------------
+
+
+def release(directory, version, age):
+    path = directory / version
+    (path / "bin").mkdir(parents=True)
+    (path / "bin/.installed.json").write_text("{}")
+    os.utime(path, (1e9 - age, 1e9 - age))
+    return str(path)
+
+
+@pytest.mark.parametrize(("keep", "gone"), [(4, []), (3, [4]), (2, [4, 3]), (1, [4, 3])])
+def test_the_oldest_releases_go_but_none_that_a_generation_runs_from(node, apply, testmode, tmp_path, keep, gone):
+    releases, home = tmp_path / "opt", tmp_path / "home"
+    paths = {age: release(releases, f"1.{40 - age}.0", age) for age in (1, 2, 3, 4)}
+    (releases / "not-of-the-formula").mkdir()
+    start = home / "generations/0123/start"
+    start.parent.mkdir(parents=True)
+    start.write_text("#!/bin/sh\n# kube-scheduler 1.38.0 sha256:0\nexec /opt/kubernetes/1.38.0/bin/kube-scheduler\n")
+    row = {"directory": str(releases), "declared": "1.39.0", "homes": [str(home)], "keep": keep}
+    ret = apply(testmode, node, "k8s_binary.pruned", str(releases), row=row)
+    assert ret.changes == ({"removed": [paths[age] for age in gone]} if gone else {})
+    assert ret.result is (None if testmode and gone else True)
+    left = [path for age, path in paths.items() if testmode or age not in gone]
+    assert sorted(str(path) for path in releases.iterdir()) == sorted([*left, str(releases / "not-of-the-formula")])
+
+
 # -- k8s_kubeconfig.managed -------------------------------------------------------------------------------------------
 
 

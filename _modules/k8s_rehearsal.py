@@ -1,0 +1,279 @@
+"""
+The rehearsal: a node's prepared generations, started for seconds beside the cluster, must show that they work.
+
+They run on the stage (``k8s_stage``) with exact binaries, flags, files, users and addresses, on a copy of the real
+data; only etcd is exchanged. What passed is remembered beside the generation, and only that is ever promoted.
+"""
+
+import json
+import os
+import time
+
+import salt.utils.atomicfile
+import salt.utils.files
+from salt.exceptions import CommandExecutionError
+
+STAMPS = "rehearsed.json"
+ORDER = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+SLOW_S = 12  # a copy of large data takes longer to be ready; until then it is looked why
+
+
+class Failed(CommandExecutionError):
+    """A generation did not pass, by its own fault; ``component`` is its name."""
+
+    def __init__(self, component, said):
+        self.component = component
+        super().__init__(said)
+
+
+def due(components):
+    """
+    Return the generations that must pass a rehearsal before they may be promoted: {component: digest}.
+
+    components
+        Rows of the configuration's ``components`` (dict).
+
+    Nothing is due on a node where nothing of it runs yet, nor for what is live already or passed before.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_rehearsal.due "$COMPONENTS"
+    """
+    if not any(__salt__["k8s_generation.links"](row["home"])["live"] for row in components.values()):
+        return {}
+    found = {}
+    for name, row in components.items():
+        if not row["rehearsal"]["enabled"]:
+            continue
+        changes = __salt__["k8s_generation.differences"](row)
+        if changes and not stamped(row, changes["generation"]["new"]):
+            found[name] = changes["generation"]["new"]
+    return found
+
+
+def stamped(row, generation):
+    """
+    Tell whether a generation passed its rehearsal on this node.
+
+    row
+        A row of the configuration's ``components``.
+    generation
+        Its name or digest.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_rehearsal.stamped "$ROW" 3f9c0d1e2b3a4c5d
+    """
+    return generation.partition(".")[0] in _stamps(row["home"])
+
+
+def ensure(row):
+    """
+    Rehearse the declared generation of one component where that is due, with the others as they are live.
+
+    row
+        A row of the configuration's ``components``.
+
+    Returns what ``perform`` does, or {} where nothing is due. Raises what that does.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_rehearsal.ensure "$ROW"
+    """
+    if not __salt__["k8s_generation.links"](row["home"])["live"]:  # nothing of it runs that a fault could stop
+        return {}
+    components = {**__salt__["k8s_config.load"]()["components"], row["name"]: row}
+    return perform(components, [row["name"]]) if row["name"] in due(components) else {}
+
+
+def perform(components, names):
+    """
+    Rehearse the declared generations of ``names`` together, the other components as they are live.
+
+    components
+        Rows of the configuration's ``components`` (dict): all of this node.
+    names
+        Components (list) whose declared generation is rehearsed; it must have been prepared.
+
+    Returns ``seconds`` and ``said``. Raises CommandExecutionError whose text begins with the component at fault.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_rehearsal.perform "$COMPONENTS" '["kube-scheduler"]'
+    """
+    tell, asked = __salt__["k8s_component.tell"], components[names[0]]["rehearsal"]
+    started, cast = time.monotonic(), _cast(components, names)
+    tell(", ".join(names), "rehearsal", f"of {', '.join(cast[name] for name in names)} begins")
+    deadline = started + asked["timeout_s"]
+    place = __salt__["k8s_stage.build"](sorted({row["address"] for row in components.values()}))
+    try:
+        data = _data(components, asked, place)
+        said = _play(components, cast, names, data, deadline)
+    except CommandExecutionError as exc:
+        tell(getattr(exc, "component", names[0]), "rehearsal", f"failed: {exc}", result="failed")
+        raise
+    finally:
+        __salt__["k8s_stage.leave"]()
+    tell(", ".join(names), "rehearsal", said, seconds=round(time.monotonic() - started, 1))
+    for name in names:
+        _stamp(components[name]["home"], cast[name])
+    return {"seconds": round(time.monotonic() - started, 1), "said": said}
+
+
+# -- what there is to rehearse ----------------------------------------------------------------------------------------
+
+
+def _cast(components, names):
+    """Return the generation of each component that takes part: {component: name of the generation}."""
+    cast = {}
+    for name in ORDER:
+        if name in names:
+            cast[name] = __salt__["k8s_generation.prepare"](components[name])
+        elif name in components and (live := __salt__["k8s_generation.links"](components[name]["home"])["live"]):
+            cast[name] = live
+    return cast
+
+
+def _data(components, asked, place):
+    """Return the path of a copy of the real data, or None for none. A cluster that is down has none to give."""
+    if asked["data"] == "empty":
+        return None
+    sources = [components[name] for name in ("kube-apiserver", "etcd") if name in components]
+    sources = [row for row in sources if __salt__["k8s_generation.links"](row["home"])["live"]]
+    try:
+        return __salt__["k8s_snapshot.save"](sources[0], f"{place}/snapshot.db", asked["max_mib"]) if sources else None
+    except CommandExecutionError:
+        if any(__salt__["k8s_health.serves"](row) for row in sources):
+            raise
+        return None  # nothing serves here: a cluster that is down can always be repaired
+
+
+def _play(components, cast, names, data, deadline):
+    """Start the cast in its order and ask of each what it has to show; raise Failed with the reason."""
+    rows, ready = {}, {}
+    environment = _start_etcd(components, cast, data, deadline, rows)
+    ready["etcd"] = time.monotonic()
+    if "kube-apiserver" in cast:
+        api = _start_apiserver(components["kube-apiserver"], cast["kube-apiserver"], environment, deadline, rows)
+        ready["kube-apiserver"] = time.monotonic()
+        for name in [name for name in ORDER[2:] if name in cast]:
+            rows[name] = {**__salt__["k8s_stage.dress"](components[name], cast[name], {}), "api": api}
+            __salt__["k8s_stage.start"](rows[name])
+        _show("k8s_scene.apiserver", api, _encrypted(components["kube-apiserver"]))
+        for name in [name for name in ORDER[2:] if name in cast]:
+            _wait(rows[name], deadline)
+            ready[name] = time.monotonic()
+        _show("k8s_scene.controllers", api, rows, deadline - time.monotonic())
+    _stay(rows, names, max(ready[name] for name in names) + components[names[0]]["rehearsal"]["window_s"])
+    others = [name for name in cast if name not in names]
+    beside = f", with {', '.join(others)} as live" if others else ""
+    return f"{', '.join(names)} passed on {'a copy of the data' if data else 'empty data'}{beside}"
+
+
+# -- the cast ---------------------------------------------------------------------------------------------------------
+
+
+def _start_etcd(components, cast, data, deadline, rows):
+    """Start the throw-away etcd: from etcd's own generation where it is managed. Return what etcdctl needs to reach it."""
+    if "etcd" not in cast:
+        row = components["kube-apiserver"]
+        __salt__["k8s_stage.start_plain_etcd"](row, __salt__["k8s_stage.restore"](row, data, "default"))
+        return {"ETCDCTL_ENDPOINTS": "http://127.0.0.1:12379"}
+    row = components["etcd"]
+    flags = __salt__["k8s_generation.flags"](row["home"], link=f"generations/{cast['etcd']}")
+    member, peer = flags["name"], flags["initial-advertise-peer-urls"]
+    exchanged = {"initial-cluster": f"{member}={peer}", "initial-cluster-state": "new", "unsafe-no-fsync": "true"}
+    rows["etcd"] = staged = __salt__["k8s_stage.dress"](row, cast["etcd"], exchanged)
+    __salt__["k8s_stage.start"](staged, data=__salt__["k8s_stage.restore"](row, data, member, peer))
+    _wait(staged, deadline)
+    files = [
+        flags[name].replace(row["home"], staged["home"], 1) for name in ("trusted-ca-file", "peer-cert-file", "peer-key-file")
+    ]
+    names = ("ETCDCTL_CACERT", "ETCDCTL_CERT", "ETCDCTL_KEY")
+    return {"ETCDCTL_ENDPOINTS": flags["advertise-client-urls"], **dict(zip(names, files, strict=True))}
+
+
+def _start_apiserver(row, generation, environment, deadline, rows):
+    """Start the API server against the throw-away etcd and wait until it is ready. Return the row to ask it by."""
+    exchanged = {"etcd-servers": environment["ETCDCTL_ENDPOINTS"], "etcd-servers-overrides": None}
+    staged = __salt__["k8s_stage.dress"](row, generation, exchanged)
+    flags = __salt__["k8s_generation.flags"](staged["home"])
+    __salt__["k8s_stage.leave_out"](environment, row["etcdctl"], flags.get("etcd-prefix", "/registry"))
+    rows["kube-apiserver"] = staged
+    __salt__["k8s_stage.start"](staged)
+    while True:
+        try:
+            _wait(staged, min(deadline, time.monotonic() + SLOW_S))
+            return staged
+        except Failed:
+            # One that cannot decrypt what is stored is alive and never ready: its answer to a list says why.
+            if time.monotonic() > deadline or not __salt__["k8s_component.process"](staged["unit_name"])["pid"]:
+                raise
+            if why := __salt__["k8s_scene.unreadable"](staged, _encrypted(row)):
+                raise Failed(staged["name"], why) from None
+
+
+def _encrypted(row):
+    """Return the resources of the declared encryption configuration whose objects must all be readable."""
+    listed = [name for file in row["files"].values() for entry in file.get("encryption") or [] for name in entry["resources"]]
+    return [name for name in dict.fromkeys(["secrets", *listed]) if "*" not in name]
+
+
+def _show(scene, *args):
+    """Let the cast show something; raise Failed when it does not."""
+    fault = __salt__[scene](*args)
+    if fault:
+        raise Failed(fault["component"], fault["said"])
+
+
+def _wait(row, deadline):
+    """Wait until a component passes the gate on the stage."""
+    patience = max(1, deadline - time.monotonic())
+    answer = __salt__["k8s_stage.inside"](
+        "k8s_health.wait", row, since=row["since"], timeout_s=patience, consecutive=1, thorough=True
+    )
+    if not answer["ok"]:
+        raise Failed(row["name"], answer["said"])
+
+
+def _stay(rows, names, until):
+    """Watch for a while that what was rehearsed stays as it is: some faults show only after a component was ready."""
+    while True:
+        for name in names:
+            if not __salt__["k8s_component.process"](rows[name]["unit_name"])["pid"]:
+                complaint = __salt__["k8s_component.complaint"](rows[name]["unit_name"], since=rows[name]["since"])
+                raise Failed(name, f"was ready and ended again: {complaint or 'its journal does not say why'}")
+        if time.monotonic() > until:
+            return
+        time.sleep(0.3)
+
+
+# -- stamps -----------------------------------------------------------------------------------------------------------
+
+
+def _stamps(home):
+    try:
+        with salt.utils.files.fopen(os.path.join(home, STAMPS), encoding="utf-8") as handle:
+            return json.load(handle)
+    except (OSError, ValueError):
+        return {}
+
+
+def _stamp(home, generation):
+    """Remember that a generation passed; those that are not there any more are forgotten."""
+    there = {name.partition(".")[0] for name in os.listdir(os.path.join(home, "generations"))}
+    known = {name: when for name, when in _stamps(home).items() if name in there}
+    known[generation.partition(".")[0]] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    try:
+        with salt.utils.atomicfile.atomic_open(os.path.join(home, STAMPS), "w") as handle:
+            json.dump(known, handle, indent=1)
+    except OSError as exc:
+        raise CommandExecutionError(f"{home}/{STAMPS}: {exc.strerror}. Nothing was promoted.") from exc

@@ -1,0 +1,111 @@
+"""
+Snapshots of etcd's data: for a rehearsal, and one to keep from before an upgrade.
+"""
+
+import glob
+import json
+import os
+import shutil
+import subprocess
+import time
+
+from salt.exceptions import CommandExecutionError
+
+MIB = 1 << 20
+ROOM = 2.2  # the snapshot, and what is restored from it
+
+
+def save(row, target, max_mib=None):
+    """
+    Save a snapshot of the cluster's data. Returns its path.
+
+    row
+        A row of the configuration's ``components``; its live identity is used (see ``k8s_turn.environment``).
+    target
+        Absolute path of the file to write; its directory must exist.
+    max_mib
+        Size in MiB above which the data is not copied (default: none).
+
+    Raises CommandExecutionError when etcd cannot be asked, and with the pillar key when the data is too large.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_snapshot.save "$ROW" /root/etcd.db
+    """
+    environment = __salt__["k8s_turn.environment"](row)
+    servers = environment["ETCDCTL_ENDPOINTS"].split(",")
+    servers.sort(key=lambda url: f"//{row['address']}:" not in url)  # the member of this node first
+    complaint = "no etcd server is declared"
+    for server in servers:
+        asked = {**environment, "ETCDCTL_ENDPOINTS": server}
+        answer = _run([row["etcdctl"], "endpoint", "status", "--write-out=json"], asked)
+        if answer.returncode == 0:
+            _refuse_too_large(json.loads(answer.stdout)[0]["Status"]["dbSize"] / MIB, os.path.dirname(target), max_mib)
+            answer = _run([row["etcdctl"], "snapshot", "save", target], asked)
+        if answer.returncode == 0:
+            os.chmod(target, 0o600)
+            return target
+        lines = [line for line in answer.stderr.splitlines() if line.strip()]
+        complaint = lines[-1][:300] if lines else f"etcdctl ended with status {answer.returncode}"
+    raise CommandExecutionError(f"etcd gives no copy of its data: {complaint}")
+
+
+def keep(row, label):
+    """
+    Save and verify a snapshot to keep, and remove the oldest ones. Returns its path, or None where the pillar keeps none.
+
+    row
+        A row of the configuration's ``components``; its ``snapshots`` has ``directory`` and ``keep``.
+    label
+        What it was taken before, a part of the file's name.
+
+    Raises CommandExecutionError when there is none to be had: without one nothing is upgraded.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_snapshot.keep "$ROW" 1.37.2
+    """
+    directory, number = row["snapshots"]["directory"], row["snapshots"]["keep"]
+    if not number:
+        return None
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+    except OSError as exc:
+        raise CommandExecutionError(f"{directory}: {exc.strerror} (kubernetes_controller:rollout:snapshots:directory)") from exc
+    target = f"{directory}/etcd-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-before-{label}.db"
+    try:
+        save(row, target)
+        etcdutl = os.path.join(os.path.dirname(row["etcdctl"]), "etcdutl")
+        answer = _run([etcdutl, "snapshot", "status", target, "--write-out=json"], {})
+        if answer.returncode or not json.loads(answer.stdout).get("totalKey"):
+            raise CommandExecutionError(f"{target} is not a good snapshot: {(answer.stderr or answer.stdout).strip()[-300:]}")
+    except CommandExecutionError:
+        if os.path.exists(target):
+            os.unlink(target)
+        raise
+    for stale in sorted(glob.glob(f"{directory}/etcd-*-before-*.db"))[:-number]:
+        os.unlink(stale)
+    return target
+
+
+def _refuse_too_large(size, directory, max_mib):
+    free = shutil.disk_usage(directory).free / MIB
+    if max_mib is not None and size > max_mib:
+        raise CommandExecutionError(
+            f"etcd holds {size:.0f} MiB, more than kubernetes_controller:rollout:rehearsal:max_mib ({max_mib}). Raise it, or "
+            "rehearse without a copy: kubernetes_controller:rollout:rehearsal:data: empty."
+        )
+    if free < ROOM * size + 64:
+        raise CommandExecutionError(f"{directory} has {free:.0f} MiB free, too little for a copy of etcd's {size:.0f} MiB.")
+
+
+def _run(command, environment):
+    environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), **environment}
+    try:
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        return subprocess.CompletedProcess(command, 1, "", str(exc))

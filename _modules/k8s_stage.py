@@ -1,0 +1,347 @@
+"""
+The stage of a rehearsal: a network namespace with the node's addresses and no way out, units that run prepared
+generations in it as the real ones run, and a throw-away etcd with a copy of the data. Everything is below /run.
+
+Nothing here decides anything; ``k8s_rehearsal`` does. ``clear`` removes whatever an earlier rehearsal left.
+"""
+
+import contextvars
+import copy
+import ctypes
+import fcntl
+import glob
+import os
+import shutil
+import subprocess
+import threading
+import time
+
+import salt.utils.files
+from salt.exceptions import CommandExecutionError
+
+PLACE = "/run/kubernetes-rehearsal"
+NAMESPACE = "kubernetes-rehearsal"
+UNIT = "kubernetes-rehearsal-{}"
+UNITS = "/run/systemd/system"
+LIFETIME_S = 600  # an abandoned process ends by itself
+PASSABLE = 0o711  # what lies below is for its component alone
+CLONE_NEWNET = 0x40000000
+ETCD_URL = "http://127.0.0.1:12379"
+PEER_URL = "http://127.0.0.1:12380"
+# What would make a copy behave otherwise than the cluster: calls to what cannot be reached, and the leases of leaders.
+LEFT_OUT = ("admissionregistration.k8s.io/", "leases/kube-system/kube-controller-manager", "leases/kube-system/kube-scheduler")
+
+
+def clear():
+    """
+    Remove the stage: processes, units, network namespace and the copy of the data. Fine where there is none.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_stage.clear
+    """
+    names = [os.path.basename(path) for path in glob.glob(f"{UNITS}/{UNIT.format('*')}.service")]
+    if names:
+        _run(["systemctl", "kill", "--signal=KILL", *names])
+        _run(["systemctl", "stop", *names])
+        _run(["systemctl", "reset-failed", *names])
+        for name in names:
+            os.unlink(f"{UNITS}/{name}")
+        _run(["systemctl", "daemon-reload"])
+    if os.path.exists(f"/run/netns/{NAMESPACE}"):
+        _checked(["ip", "netns", "delete", NAMESPACE])
+    shutil.rmtree(PLACE, ignore_errors=True)
+    return True
+
+
+def build(addresses):
+    """
+    Make an empty stage: the directory, and the network namespace with ``addresses`` (list of str) on its loopback.
+
+    One rehearsal has the stage at a time; another one of this node waits for it. Returns the directory.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_stage.build '["10.8.0.101"]'
+    """
+    _own_the_stage()
+    clear()
+    try:
+        os.makedirs(PLACE)
+        os.chmod(PLACE, PASSABLE)
+        _checked(["ip", "netns", "add", NAMESPACE])
+        _checked(["ip", "-n", NAMESPACE, "link", "set", "lo", "up"])
+        for address in addresses:
+            bits = 128 if ":" in address else 32
+            _checked(["ip", "-n", NAMESPACE, "addr", "add", f"{address}/{bits}", "dev", "lo"])
+    except (OSError, CommandExecutionError):
+        leave()
+        raise
+    return PLACE
+
+
+def leave():
+    """
+    Remove the stage and let another rehearsal of this node have it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_stage.leave
+    """
+    clear()
+    lock = __context__.pop("k8s_stage_lock", None)
+    if lock:
+        lock.close()
+    return True
+
+
+def restore(row, snapshot, member, peer_url=PEER_URL):
+    """
+    Make the data directory of the rehearsal's etcd from a snapshot (None: an empty one).
+
+    row
+        The row of the component as whose user that etcd will run.
+    snapshot
+        Path of the snapshot, or None.
+    member, peer_url
+        Name and peer URL of the only member.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_stage.restore "$ROW" /run/kubernetes-rehearsal/snapshot.db default
+    """
+    data = f"{PLACE}/data"
+    if snapshot:
+        command = [os.path.join(os.path.dirname(row["etcdctl"]), "etcdutl"), "snapshot", "restore", snapshot]
+        command += [f"--data-dir={data}", f"--name={member}", f"--initial-cluster={member}={peer_url}"]
+        _checked([*command, f"--initial-advertise-peer-urls={peer_url}"])
+        os.unlink(snapshot)
+    else:
+        os.makedirs(data, mode=0o700)
+    for path in [data, *(os.path.join(top, name) for top, dirs, files in os.walk(data) for name in dirs + files)]:
+        shutil.chown(path, row["user"], row["group"])
+    return data
+
+
+def leave_out(environment, etcdctl, prefix):
+    """
+    Remove from the copy what must not be in a rehearsal: admission webhooks and leader leases.
+
+    environment
+        What etcdctl needs to reach the rehearsal's etcd (dict of str).
+    etcdctl
+        Path of the program.
+    prefix
+        The API server's ``--etcd-prefix``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_stage.leave_out "$ENVIRONMENT" /opt/etcd/3.7.3/bin/etcdctl /registry
+    """
+    for part in LEFT_OUT:
+        _checked(["ip", "netns", "exec", NAMESPACE, etcdctl, "del", "--prefix", f"{prefix}/{part}"], env=environment)
+    return True
+
+
+def dress(row, generation, exchanged):
+    """
+    Put a copy of a prepared generation on the stage, its flags exchanged as asked. Returns the row that stands for it.
+
+    row
+        A row of the configuration's ``components``.
+    generation
+        Name of the generation below the row's home.
+    exchanged
+        Flags to exchange (dict of str; None takes one away).
+
+    The row that is returned can be asked with ``k8s_health`` and started with ``start``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_stage.dress "$ROW" 3f9c0d1e2b3a4c5d '{}'
+    """
+    home = f"{PLACE}/{row['name']}"
+    source, target = f"{row['home']}/generations/{generation}", f"{home}/generations/{generation}"
+    os.makedirs(f"{home}/generations", mode=0o750)
+    shutil.copytree(source, target)
+    for path in [home, f"{home}/generations", target, *(entry.path for entry in os.scandir(target))]:
+        os.chmod(path, os.stat(path).st_mode & 0o750)
+        shutil.chown(path, "root", row["group"])
+    os.symlink(f"generations/{generation}", f"{home}/live")
+    start = f"{target}/start"
+    with salt.utils.files.fopen(start, "r+", encoding="utf-8") as handle:
+        text = __salt__["k8s_generation.with_flags"](handle.read(), exchanged)
+        handle.seek(0)
+        handle.truncate()
+        handle.write(text)
+    return {**row, "home": home, "stands_for": row["home"], "unit_name": UNIT.format(row["name"]), "since": time.time() - 1}
+
+
+def start(row, data=None):
+    """
+    Start a component on the stage, without waiting for it.
+
+    row
+        What ``dress`` returned.
+    data
+        Path of etcd's data (see ``restore``), for etcd itself.
+
+    The unit is the component's own, with the stage in the place of its home, its log directories and its network.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_stage.start "$ROW"
+    """
+    unit = copy.deepcopy(dict(row["unit"]))
+    service = dict(unit["Service"])
+    binds, scratch = [f"{row['home']}:{row['stands_for']}"], list(row["directories"])
+    if data:
+        kept = __salt__["k8s_generation.flags"](row["home"])["data-dir"]
+        service["BindPaths"] = [*_listed(service.get("BindPaths")), f"{data}:{kept}"]
+        scratch = [path for path in scratch if path != kept]
+    service |= {
+        "BindReadOnlyPaths": [*_listed(service.get("BindReadOnlyPaths")), *binds],
+        "TemporaryFileSystem": [*_listed(service.get("TemporaryFileSystem")), *(f"{path}:mode=1777" for path in scratch)],
+        "NetworkNamespacePath": f"/run/netns/{NAMESPACE}",
+        "Restart": "no",
+        "RuntimeMaxSec": LIFETIME_S,
+    }
+    service = {key: value for key, value in service.items() if value != []}
+    unit = {"Unit": {"Description": f"Rehearsal of {row['name']}"}, "Service": service}
+    return _start_unit(row["unit_name"], __salt__["k8s_config.unit_text"]({"unit": unit}))
+
+
+def start_plain_etcd(row, data):
+    """
+    Start a throw-away etcd without TLS on the stage's loopback, for a cluster whose etcd this formula does not manage.
+
+    row
+        The row of kube-apiserver: its user and its sandbox are used.
+    data
+        What ``restore`` returned.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_stage.start_plain_etcd "$ROW" /run/kubernetes-rehearsal/data
+    """
+    etcd = os.path.join(os.path.dirname(row["etcdctl"]), "etcd")
+    flags = {
+        "data-dir": data,
+        "listen-client-urls": ETCD_URL,
+        "advertise-client-urls": ETCD_URL,
+        "listen-peer-urls": PEER_URL,
+        "initial-advertise-peer-urls": PEER_URL,
+        "initial-cluster": f"default={PEER_URL}",
+        "unsafe-no-fsync": "true",
+    }
+    service = {
+        "Type": "notify",
+        "ExecStart": " ".join([etcd, *(f"--{flag}={value}" for flag, value in flags.items())]),
+        "User": row["user"],
+        "Group": row["group"],
+        "NetworkNamespacePath": f"/run/netns/{NAMESPACE}",
+        "PrivateTmp": True,
+        "ProtectSystem": "full",
+        "NoNewPrivileges": True,
+        "RuntimeMaxSec": LIFETIME_S,
+    }
+    unit = {"Unit": {"Description": "Rehearsal of an etcd"}, "Service": service}
+    return _start_unit(UNIT.format("etcd"), __salt__["k8s_config.unit_text"]({"unit": unit}))
+
+
+def inside(function, *args, **kwargs):
+    """
+    Call an execution module's ``function`` (name) in the stage's network and return what it returns.
+
+    args, kwargs
+        Its arguments.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_stage.inside k8s_health.ask 10.8.0.101 6443 /readyz
+    """
+    kwargs = {key: value for key, value in kwargs.items() if not key.startswith("__pub_")}
+    answer = {}
+
+    def call():
+        try:
+            with open(f"/run/netns/{NAMESPACE}", "rb") as namespace:  # noqa: SIM115
+                libc = ctypes.CDLL(None, use_errno=True)
+                if libc.setns(namespace.fileno(), CLONE_NEWNET):
+                    raise OSError(ctypes.get_errno(), "setns")
+            answer["value"] = __salt__[function](*args, **kwargs)
+        except Exception as exc:  # noqa: BLE001 (raised again where the caller is)
+            answer["error"] = exc
+
+    # A thread has a network namespace of its own; Salt's loader needs the context of the one that called.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(call,))
+    thread.start()
+    thread.join()
+    if "error" in answer:
+        raise answer["error"]
+    return answer["value"]
+
+
+def _own_the_stage():
+    """Wait for the lock; the kernel releases it when its holder dies."""
+    if "k8s_stage_lock" in __context__:
+        return
+    lock = open(f"{PLACE}.lock", "w", encoding="ascii")  # noqa: SIM115 (open as long as the stage is ours)
+    deadline = time.monotonic() + LIFETIME_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise CommandExecutionError(f"another rehearsal of this node holds {PLACE}.lock") from None
+            time.sleep(0.3)
+    __context__["k8s_stage_lock"] = lock
+
+
+def _start_unit(name, text):
+    os.makedirs(UNITS, exist_ok=True)
+    with salt.utils.files.fopen(f"{UNITS}/{name}.service", "w", encoding="utf-8") as handle:
+        handle.write(text)
+    _checked(["systemctl", "daemon-reload"])
+    _checked(["systemctl", "start", "--no-block", f"{name}.service"])
+    return name
+
+
+def _listed(value):
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _run(command, env=None):
+    environment = {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), **(env or {})}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+
+def _checked(command, env=None):
+    answer = _run(command, env)
+    if answer.returncode:
+        raise CommandExecutionError(f"{' '.join(command[:4])} …: {_last_line(answer.stderr) or _last_line(answer.stdout)}")
+    return answer.stdout
+
+
+def _last_line(text):
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""
