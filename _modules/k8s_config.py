@@ -625,6 +625,7 @@ def _components(cfg, errors):
             "adopt": cfg["rollout"]["adopt"],
             "drop_encryption_keys": cfg["rollout"]["drop_encryption_keys"],
             "api": _api_row(cfg),
+            "etcd_managed": cfg["etcd"]["managed"],
             "etcdctl": f"{cfg['etcd']['release_dir']}/{cfg['etcd']['release']}/bin/etcdctl",
             "neighbours": {other: where for other, where in cfg["controllers"].items() if other != minion},
             "mode": cfg["rollout"]["mode"],

@@ -216,7 +216,9 @@ def _presented(row, flags, directory):
     """Return the CAs that signed the certificates which a generation presents to other controllers."""
     known = {path: _read(path) for path in sorted(glob.glob(os.path.join(glob.escape(directory), "*")))}
     certificates = {
-        (flag, kind): _read(flags.get(flag, "")) for flag, kind in PRESENTS.get(row["name"], {}).items() if flags.get(flag)
+        (flag, kind): _read(flags[flag])
+        for flag, kind in PRESENTS.get(row["name"], {}).items()
+        if flags.get(flag) and (row["etcd_managed"] or kind != "etcd-ca")  # an external etcd is asked itself
     }
     for name, file in row["files"].items():
         if "kubeconfig" in file:

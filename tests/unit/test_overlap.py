@@ -229,6 +229,15 @@ def test_a_new_ca_must_be_trusted_by_all_first(cluster, node, new_authority, mat
     assert cluster.refusals() == []
 
 
+def test_an_external_etcd_may_take_clients_of_another_ca(cluster, node, new_authority):
+    external = {"etcd": {"managed": False, "servers": ["https://10.8.0.1:2379"]}}
+    cluster.live(external)
+    cluster.all_published(external)
+    pair = new_authority("clients-ca").issue("kube-apiserver", ["clientAuth"])
+    node.opts["pillar"][PKI] |= {"apiserver-etcd-client.crt": pair.crt, "apiserver-etcd-client.key": pair.key}
+    assert cluster.refusals(external) == []
+
+
 def test_a_ca_renewed_with_its_key_is_the_same(node, authorities, material):
     known = node.modules["k8s_certificate.authorities"]
     assert known(material["kubernetes-ca.crt"]) != known(material["etcd-ca.crt"])

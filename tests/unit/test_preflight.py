@@ -307,7 +307,9 @@ def test_where_no_namespace_can_be_had_the_binary_is_not_started(node, scheduler
         unshare = staticmethod(lambda *_: 1)
 
     monkeypatch.setitem(node.modules["k8s_ask_binary.options"].func.__globals__, "LIBC", Refusing)
-    assert problems(node, row) == []
+    answer = node.modules["k8s_preflight.problems"](row)
+    assert answer["errors"] == []
+    assert "no network namespace can be made here" in answer["warnings"][0]
     assert not (tmp_path / "started").exists()
 
 
