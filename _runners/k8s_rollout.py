@@ -31,8 +31,8 @@ QUIET_S = 30  # without a line, until one says what is being waited for
 BUS_S = 10
 HEADINGS = ("node", "component", "from", "to", "took", "not serving", "result")
 FACTS = ("from", "to", "process", "seconds", "away_s", "result", "step")  # of a row of the table
-# A component that was only made ready runs as before.
-HARMLESS = ("prepare", "rehearse")
+# A component that was only made ready, or that waited, runs as before.
+HARMLESS = ("prepare", "rehearse", "rehearsal", "snapshot", "turn")
 IN_PARALLEL = "Started in a separate process"
 SILENT = "The minion did not answer."
 NOT_STARTED = "One or more requisite"
