@@ -3,10 +3,13 @@ Read and check certificates and keys (PEM text) with the ``cryptography`` that S
 """
 
 import datetime
+import glob
 import hashlib
 import ipaddress
+import os
 import re
 
+import salt.utils.files
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
@@ -47,6 +50,58 @@ def fingerprint(text):
         salt 'controller-1' k8s_certificate.fingerprint "$(cat ca.crt)"
     """
     return hashlib.sha256(_certificates(text)[0].public_bytes(serialization.Encoding.DER)).hexdigest()
+
+
+def expiry(within_days=None):
+    """
+    Return the certificates that this node's components run with, each with its days left: {component: {file: words}}.
+
+    within_days
+        Only those that end within so many days (default: all).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-*' k8s_certificate.expiry
+        salt 'controller-*' k8s_certificate.expiry within_days=30
+    """
+    cfg = __salt__["k8s_config.load"](fresh=True)
+    if "errors" in cfg:
+        raise CommandExecutionError("\n".join(cfg["errors"]))
+    found = {name: ends(os.path.join(row["home"], "live"), within_days) for name, row in cfg["components"].items()}
+    return {name: files for name, files in found.items() if files}
+
+
+def ends(directory, within_days=None):
+    """
+    Return what certificates there are in the files of a directory, each with its days left: {file: words}.
+
+    directory
+        Absolute path; kubeconfigs in it are looked into.
+    within_days
+        See ``expiry``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_certificate.ends /var/lib/kubernetes/live
+    """
+    found, now = {}, datetime.datetime.now(datetime.timezone.utc)
+    for path in sorted(glob.glob(os.path.join(directory, "*"))):
+        with salt.utils.files.fopen(path, encoding="utf-8", errors="replace") as handle:
+            text = handle.read()
+        if "client-certificate-data" in text:
+            text = __salt__["k8s_kubeconfig.certificate"](text)
+        if "BEGIN CERTIFICATE" not in text:
+            continue
+        first = min(_certificates(text), key=lambda one: one.not_valid_after_utc)
+        left = (first.not_valid_after_utc - now).days
+        if within_days is None or left < within_days:
+            until = first.not_valid_after_utc.strftime("%Y-%m-%d")
+            found[os.path.basename(path)] = f"{left} days, until {until} ({first.subject.rfc4514_string()})"
+    return found
 
 
 def problems(certificate, key=None, authority=None, usage=None, sans=None, now=None):

@@ -410,6 +410,17 @@ def test_a_certificate_that_is_declared_otherwise_is_made_anew_with_its_key(node
     assert (tmp_path / "pki/authorities/kubernetes-ca.crt").read_text() == authority
 
 
+def test_a_renewal_that_is_asked_for_makes_every_leaf_anew_and_nothing_else(node, apply, testmode, pki, tmp_path):
+    node.state("k8s_pki.managed", **pki())
+    kept = {path: path.read_bytes() for path in (tmp_path / "pki").rglob("*") if path.is_file() and path.suffix != ".crt"}
+    kept |= {path: path.read_bytes() for path in (tmp_path / "pki/authorities").iterdir()}
+    ret = apply(testmode, node, "k8s_pki.managed", again=False, force=True, **pki())
+    assert ret.result is (None if testmode else True)
+    assert {change["old"] for change in ret.changes.values()} == {"its renewal was asked for"}
+    assert len(ret.changes) == len(pki()["pki"]["certificates"])
+    assert kept == {path: path.read_bytes() for path in kept}
+
+
 @pytest.mark.parametrize("lost", ["authorities/kubernetes-ca.key", "shared/service-account.key", "shared/encryption-key1"])
 def test_what_must_never_be_made_anew_is_an_error_when_it_is_lost(node, apply, testmode, pki, tmp_path, lost):
     node.state("k8s_pki.managed", **pki())
