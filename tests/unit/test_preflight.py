@@ -38,9 +38,9 @@ def assert_no_secrets(text, material):
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_on_run():
-    before = set(Path("/run").glob("kubernetes-controller-draft*"))
+    before = set(Path("/run").glob(f"kubernetes-controller-draft-{os.getpid()}-*"))
     yield
-    assert set(Path("/run").glob("kubernetes-controller-draft*")) == before
+    assert set(Path("/run").glob(f"kubernetes-controller-draft-{os.getpid()}-*")) == before
 
 
 # -- certificates and keys --------------------------------------------------------------------------------------------
