@@ -29,12 +29,12 @@ WAYS = {
         "(salt-run state.orchestrate kubernetes_controller.orchestrate.rotate_encryption does that)"
     ),
     "service-account": (
-        "Publish the new public key on all controllers first, apply, then sign with it "
-        "(salt-run state.orchestrate kubernetes_controller.orchestrate.rotate_service_account does that)"
+        "Let all API servers verify with the new public key beside the present one first "
+        "(kubernetes_controller:apiserver:files:service-account.pub), apply, then sign with it"
     ),
     "ca": (
-        "Let all controllers trust the new CA beside the present one first, apply, then use its certificates "
-        "(salt-run state.orchestrate kubernetes_controller.orchestrate.rotate_ca does that)"
+        "Let all controllers trust the new CA beside the present one first (the component's files, such as "
+        "kubernetes_controller:apiserver:files:client-ca.crt), apply, then use its certificates"
     ),
 }
 
