@@ -195,6 +195,8 @@ def _deprecated(row, known):
 
 
 def _key(row, flag=None):
+    if flag == "config" and row["name"] == "kube-scheduler":
+        return "kubernetes_controller:scheduler:config"  # where the content of that file is declared
     return f"kubernetes_controller:{row['key']}:settings" + (f":{flag}" if flag else "")
 
 
@@ -314,7 +316,13 @@ def _blamed(complaint, settings):
             found[flag] = (place.start(), -len(flag))
         elif value.startswith("/") and re.search(re.escape(value) + r"(?![\w.-])", complaint):
             found[flag] = (len(complaint), 0)
-    return min(found, key=found.get, default=None)
+    if not found and re.search(r"decoding error|KubeSchedulerConfiguration", complaint) and "config" in settings:
+        return "config"
+    quoted = set(re.findall(r'"([^"]+)"', complaint))
+    for flag, value in settings.items() if not found else ():
+        if quoted & set(value.split(",")):
+            found[flag] = (len(complaint), 0)
+    return min(found, key=found.get, default=None) if found else None
 
 
 # -- running ----------------------------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@ Ask etcd by ``etcdctl``, as this node: with the identity that is live, or with t
 """
 
 import base64
+import concurrent.futures
 import json
 import os
 import re
 import socket
+import ssl
 import subprocess
 import urllib.parse
 
@@ -100,17 +102,39 @@ def health(row, directory=None):
         salt 'controller-1' k8s_etcdctl.health "$ROW"
     """
     access = environment(row, directory)
-    answers = {server: _closed(server) for server in access["ETCDCTL_ENDPOINTS"].split(",")}
-    for server, reason in answers.items():
-        if reason is not None:
-            answers[server] = {"ok": False, "said": reason}
-            continue
-        try:
-            _run(row, ["endpoint", "health"], access | {"ETCDCTL_ENDPOINTS": server})
-            answers[server] = {"ok": True, "said": ""}
-        except CommandExecutionError as exc:
-            answers[server] = {"ok": False, "said": str(exc)}
-    return answers
+    servers = access["ETCDCTL_ENDPOINTS"].split(",")
+    with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:
+        reasons = list(pool.map(lambda server: _trouble(row, server, access), servers))
+    return {server: {"ok": reason is None, "said": reason or ""} for server, reason in zip(servers, reasons, strict=True)}
+
+
+def _trouble(row, server, access):
+    """Return why one etcd server does not answer well, or None."""
+    reason = _closed(server)
+    if reason is not None:
+        return reason
+    try:
+        _run(row, ["endpoint", "health"], access | {"ETCDCTL_ENDPOINTS": server})
+    except CommandExecutionError as exc:
+        return _alert(server, access) or str(exc)
+    return None
+
+
+def _alert(server, access):
+    """Return the TLS alert with which etcd ends a connection, or None; etcdctl often writes too soon to see it."""
+    where = urllib.parse.urlsplit(server)
+    try:
+        context = ssl.create_default_context(cafile=access["ETCDCTL_CACERT"])
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # brought CAs often lack the extensions that it asks for
+        context.load_cert_chain(access["ETCDCTL_CERT"], access["ETCDCTL_KEY"])
+        raw = socket.create_connection((where.hostname, where.port or 2379), timeout=1)
+        with raw, context.wrap_socket(raw, server_hostname=where.hostname) as one:
+            one.recv(1)
+    except ssl.SSLError as exc:
+        return f"{(exc.reason or str(exc)).replace('_', ' ').lower()} (TLS)"
+    except OSError:
+        pass
+    return None
 
 
 def _closed(server):

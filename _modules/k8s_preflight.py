@@ -19,7 +19,7 @@ import yaml
 from salt.exceptions import CommandExecutionError
 
 ENCRYPTION_FLAG = "encryption-provider-config"
-CERTIFICATE_TROUBLE = re.compile(r"tls: |x509: |certificate|authentication|permission denied|user name")
+CERTIFICATE_TROUBLE = re.compile(r"TLS|tls: |x509: |certificate|authentication|permission denied|user name")
 PUBLISHED = "published.json"
 REPUBLISH_S = 3600  # etcd may have been restored from before
 PATIENCE_S = 20

@@ -162,10 +162,11 @@ def test_a_place_that_cannot_be_written_is_a_sentence(node, kubeconfig):
 
 @pytest.fixture(autouse=True)
 def nothing_foreign(node):
-    """This machine need not run systemd, has not the addresses of controller-1, and no neighbours."""
+    """This machine need not run systemd, has not the addresses of controller-1, no neighbours and no etcd."""
     node.fake("k8s_component.foreign", return_value=None)
     node.fake("k8s_host.ports", return_value=[])
     node.fake("k8s_skew.neighbours", return_value={})
+    node.fake("k8s_preflight.etcd", return_value=[])
 
 
 def test_a_node_whose_declaration_fits_passes(node, apply, testmode, rows):

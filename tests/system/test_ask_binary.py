@@ -98,7 +98,10 @@ def etcd(**settings):
             manager(node_monitor_period="6"),
             'node-monitor-period: kube-controller-manager 1.37.2 refuses it: invalid argument "6"',
         ),
-        (manager(controllers=["nope"]), 'kube-controller-manager 1.37.2 refuses it: "nope" is not in the list of known'),
+        (
+            manager(controllers=["nope"]),
+            'settings:controllers: kube-controller-manager 1.37.2 refuses it: "nope" is not in the list of known',
+        ),
         (manager(feature_gates={"Nope": True}), "feature-gates: kube-controller-manager 1.37.2 has no feature gate Nope"),
         (
             scheduler(leader_elect_lease_duration="x"),
@@ -106,11 +109,11 @@ def etcd(**settings):
         ),
         (
             ("kube-scheduler", {"scheduler": {"config": {"apiVersion": "kubescheduler.config.k8s.io/v1beta2"}}}),
-            'kube-scheduler 1.37.2 refuses it: no kind "KubeSchedulerConfiguration" is registered for version',
+            ':config: kube-scheduler 1.37.2 refuses it: no kind "KubeSchedulerConfiguration" is registered for version',
         ),
         (
             ("kube-scheduler", {"scheduler": {"config": {"parallelsm": 3}}}),
-            'kube-scheduler 1.37.2 refuses it: strict decoding error: unknown field "parallelsm"',
+            ':config: kube-scheduler 1.37.2 refuses it: strict decoding error: unknown field "parallelsm"',
         ),
         (etcd(heartbeat_intervall=3), "heartbeat-intervall: etcd 3.7.3 has no such flag (nearest: heartbeat-interval)."),
         (etcd(heartbeat_interval="abc"), 'heartbeat-interval: etcd 3.7.3 refuses it: invalid value "abc"'),
@@ -125,7 +128,9 @@ def test_what_a_binary_refuses_is_one_sentence_with_its_pillar_key(ask, wrong, s
     answer = ask(name, layer)
     assert len(answer["errors"]) == 1, answer
     assert says in answer["errors"][0]
-    assert answer["errors"][0].startswith(f"kubernetes_controller:{next(iter(layer))}:settings")
+    assert answer["errors"][0].startswith(
+        f"kubernetes_controller:{next(iter(layer))}:{'config' if says.startswith(':config') else 'settings'}"
+    )
     assert "/run/" not in answer["errors"][0]
 
 

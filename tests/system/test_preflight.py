@@ -58,7 +58,7 @@ def test_all_that_the_binaries_do_not_accept_is_told_at_once(cluster):
         "enable-admission-plugins: kube-apiserver 1.37.2 has no admission plugin PodSecurtiy (nearest: PodSecurity)",
         'apiserver:settings:audit-log-maxage: kube-apiserver 1.37.2 refuses it: invalid argument "forty"',
         'controller_manager:settings:controllers: kube-controller-manager 1.37.2 refuses it: "nope" is not in the list',
-        'scheduler:settings:config: kube-scheduler 1.37.2 refuses it: strict decoding error: unknown field "parallelsm"',
+        'scheduler:config: kube-scheduler 1.37.2 refuses it: strict decoding error: unknown field "parallelsm"',
         'etcd:settings:heartbeat-interval: etcd 3.7.3 refuses it: invalid value "fast"',
     ):
         assert len([line for line in said if part in line]) == 1, (part, said)

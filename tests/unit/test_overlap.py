@@ -190,7 +190,7 @@ def test_a_signing_key_must_be_known_to_all_first(cluster, node, other_key, mate
         "kubernetes_controller:pki: the key with which kube-apiserver signs service account tokens and the key"
     )
     assert "is not known to controller-2 yet" in line
-    assert "orchestrate.rotate_service_account" in line
+    assert "verify with the new public key beside the present one first" in line
     assert len(cluster.refusals(names=[C])) == 1
     cluster.published("controller-2")
     assert cluster.refusals() == []
@@ -224,7 +224,7 @@ def test_a_new_ca_must_be_trusted_by_all_first(cluster, node, new_authority, mat
     (line,) = cluster.refusals()
     assert says in line
     assert "is not known to controller-2, controller-3 yet" in line
-    assert "orchestrate.rotate_ca" in line
+    assert "trust the new CA beside the present one first" in line
     cluster.all_published()
     assert cluster.refusals() == []
 
