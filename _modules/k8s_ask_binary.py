@@ -106,7 +106,7 @@ def problems(row, directory):
     row
         A row of the configuration's ``components``.
     directory
-        Where the files of its generation are staged (``k8s_generation.stage``); the dry run reads them there.
+        Where the files of its generation are staged (``k8s_generation.draft``); the dry run reads them there.
 
     A dictionary of lists of sentences, ``errors`` and ``warnings``; each names the pillar key.
 
@@ -195,6 +195,8 @@ def _deprecated(row, known):
 
 
 def _key(row, flag=None):
+    if flag == "config" and row["name"] == "kube-scheduler":
+        return "kubernetes_controller:scheduler:config"  # where the content of that file is declared
     return f"kubernetes_controller:{row['key']}:settings" + (f":{flag}" if flag else "")
 
 
@@ -211,7 +213,8 @@ def _by_dry_run(row, directory, settings, known):
     for _ in range(TRIES):
         said = _start(row, directory, settings)
         if said is None:
-            break
+            lost = "no network namespace can be made here, so values and feature gates are not tried before the rehearsal."
+            return errors, [f"{_who(row)}: {lost}"]
         warnings += re.findall(r"^(Flag --.* has been deprecated, .*)$", said, re.M)
         complaint = _complaint(said.replace(directory, f"{row['home']}/live"))
         if not complaint or complaint in seen:
@@ -313,7 +316,13 @@ def _blamed(complaint, settings):
             found[flag] = (place.start(), -len(flag))
         elif value.startswith("/") and re.search(re.escape(value) + r"(?![\w.-])", complaint):
             found[flag] = (len(complaint), 0)
-    return min(found, key=found.get, default=None)
+    if not found and re.search(r"decoding error|KubeSchedulerConfiguration", complaint) and "config" in settings:
+        return "config"
+    quoted = set(re.findall(r'"([^"]+)"', complaint))
+    for flag, value in settings.items() if not found else ():
+        if quoted & set(value.split(",")):
+            found[flag] = (len(complaint), 0)
+    return min(found, key=found.get, default=None) if found else None
 
 
 # -- running ----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Beside the binaries of a release lies ``.installed.json``: for each file its SHA
 had when that was computed. A file whose stat is unchanged is not read again (400 MB of binaries per node).
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -124,6 +125,52 @@ def link(row):
         os.symlink(row["links"][path], scratch)
         os.rename(scratch, path)
     return sorted(moved)
+
+
+def stale(row):
+    """
+    Return the releases (directories, list) of which so many are kept that these may go, the oldest first.
+
+    row
+        A row of ``releases``: ``directory`` that has one directory for each release, ``declared`` (release), ``homes`` of
+        the components' generations, ``keep`` (how many). What is declared or what a generation runs from always stays.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_binary.stale '{"directory": "/opt/kubernetes", "declared": "1.37.2", "homes": [], "keep": 3}'
+    """
+    try:
+        found = [entry for entry in os.scandir(row["directory"]) if os.path.exists(os.path.join(entry.path, "bin", RECORD))]
+    except FileNotFoundError:
+        return []
+    used = {row["declared"]}
+    for home in row["homes"]:
+        for path in glob.glob(os.path.join(home, "generations", "*")):
+            used.add(__salt__["k8s_generation.release"](home, link=f"generations/{os.path.basename(path)}"))
+    idle = sorted((entry for entry in found if entry.name not in used), key=lambda entry: entry.stat().st_mtime)
+    surplus = len(found) - row["keep"]
+    return [entry.path for entry in idle][: max(surplus, 0)]
+
+
+def remove(row):
+    """
+    Remove the releases that ``stale`` names. Returns them.
+
+    row
+        See ``stale``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_binary.remove '{"directory": "/opt/kubernetes", "declared": "1.37.2", "homes": [], "keep": 3}'
+    """
+    gone = stale(row)
+    for path in gone:
+        shutil.rmtree(path)
+    return gone
 
 
 def install(row):

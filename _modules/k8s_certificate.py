@@ -3,13 +3,19 @@ Read and check certificates and keys (PEM text) with the ``cryptography`` that S
 """
 
 import datetime
+import glob
+import hashlib
 import ipaddress
+import os
+import re
 
+import salt.utils.files
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from salt.exceptions import CommandExecutionError
 
+BLOCK = re.compile(r"-----BEGIN [A-Z ]+-----.*?-----END [A-Z ]+-----", re.S)
 USAGES = {
     "serverAuth": x509.ExtendedKeyUsageOID.SERVER_AUTH,
     "clientAuth": x509.ExtendedKeyUsageOID.CLIENT_AUTH,
@@ -43,9 +49,59 @@ def fingerprint(text):
 
         salt 'controller-1' k8s_certificate.fingerprint "$(cat ca.crt)"
     """
-    import hashlib
-
     return hashlib.sha256(_certificates(text)[0].public_bytes(serialization.Encoding.DER)).hexdigest()
+
+
+def expiry(within_days=None):
+    """
+    Return the certificates that this node's components run with, each with its days left: {component: {file: words}}.
+
+    within_days
+        Only those that end within so many days (default: all).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-*' k8s_certificate.expiry
+        salt 'controller-*' k8s_certificate.expiry within_days=30
+    """
+    cfg = __salt__["k8s_config.load"](fresh=True)
+    if "errors" in cfg:
+        raise CommandExecutionError("\n".join(cfg["errors"]))
+    found = {name: ends(os.path.join(row["home"], "live"), within_days) for name, row in cfg["components"].items()}
+    return {name: files for name, files in found.items() if files}
+
+
+def ends(directory, within_days=None):
+    """
+    Return what certificates there are in the files of a directory, each with its days left: {file: words}.
+
+    directory
+        Absolute path; kubeconfigs in it are looked into.
+    within_days
+        See ``expiry``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_certificate.ends /var/lib/kubernetes/live
+    """
+    found, now = {}, datetime.datetime.now(datetime.timezone.utc)
+    for path in sorted(glob.glob(os.path.join(directory, "*"))):
+        with salt.utils.files.fopen(path, encoding="utf-8", errors="replace") as handle:
+            text = handle.read()
+        if "client-certificate-data" in text:
+            text = __salt__["k8s_kubeconfig.certificate"](text)
+        if "BEGIN CERTIFICATE" not in text:
+            continue
+        first = min(_certificates(text), key=lambda one: one.not_valid_after_utc)
+        left = (first.not_valid_after_utc - now).days
+        if within_days is None or left < within_days:
+            until = first.not_valid_after_utc.strftime("%Y-%m-%d")
+            found[os.path.basename(path)] = f"{left} days, until {until} ({first.subject.rfc4514_string()})"
+    return found
 
 
 def problems(certificate, key=None, authority=None, usage=None, sans=None, now=None):
@@ -108,6 +164,84 @@ def key_problem(text):
     except (ValueError, TypeError) as exc:
         return f"not a usable private key ({type(exc).__name__})"
     return None
+
+
+def public_keys(text):
+    """
+    Return the SHA-256 (hex) of each public key in ``text`` (PEM): of public keys, private keys and certificates, in order.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_certificate.public_keys "$(cat service-account.pub)"
+    """
+    found = []
+    for block in BLOCK.findall(text):
+        try:
+            if "CERTIFICATE" in block:
+                key = x509.load_pem_x509_certificate(block.encode()).public_key()
+            elif "PRIVATE KEY" in block:
+                key = serialization.load_pem_private_key(block.encode(), password=None).public_key()
+            else:
+                key = serialization.load_pem_public_key(block.encode())
+        except (ValueError, TypeError):
+            continue
+        found.append(hashlib.sha256(_public_bytes(key)).hexdigest())
+    return found
+
+
+def authorities(text):
+    """
+    Return a SHA-256 (hex) of subject and public key of each certificate in ``text`` (PEM): a CA that was renewed with the
+    key that it had is the same.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_certificate.authorities "$(cat client-ca.crt)"
+    """
+    try:
+        return [_authority(certificate) for certificate in _certificates(text)]
+    except CommandExecutionError:
+        return []
+
+
+def signed_by(certificate, texts):
+    """
+    Return which CA among ``texts`` signed a certificate, in the form of ``authorities``; None when none did.
+
+    certificate
+        PEM text: the certificate, perhaps followed by intermediates.
+    texts
+        PEM texts (list); whatever is no certificate in them is passed over.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_certificate.signed_by "$(cat tls.crt)" '["…"]'
+    """
+    known = []
+    for text in texts:
+        try:
+            known += _certificates(text) if "BEGIN CERTIFICATE" in text else []
+        except CommandExecutionError:
+            continue
+    try:
+        chain = _certificates(certificate)
+    except CommandExecutionError:
+        return None
+    for link in chain:
+        signer = next((one for one in known if one not in chain and _signed(link, one)), None)
+        if signer:
+            return _authority(signer)
+    return None
+
+
+def _authority(certificate):
+    return hashlib.sha256(certificate.subject.public_bytes() + _public_bytes(certificate.public_key())).hexdigest()
 
 
 def _certificates(text):

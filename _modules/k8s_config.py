@@ -187,6 +187,7 @@ def resolve(defaults, pillar, node=None):
         _components(cfg, errors)
         cfg["after"] = {name: AFTER[name] for name in cfg["components"] if AFTER.get(name) in cfg["components"]}
         cfg["downloads"] = _downloads(cfg)
+        cfg["releases"] = _releases(cfg)
         if errors:
             raise ConfigError(errors)
     return cfg
@@ -624,6 +625,7 @@ def _components(cfg, errors):
             "adopt": cfg["rollout"]["adopt"],
             "drop_encryption_keys": cfg["rollout"]["drop_encryption_keys"],
             "api": _api_row(cfg),
+            "etcd_managed": cfg["etcd"]["managed"],
             "etcdctl": f"{cfg['etcd']['release_dir']}/{cfg['etcd']['release']}/bin/etcdctl",
             "neighbours": {other: where for other, where in cfg["controllers"].items() if other != minion},
             "mode": cfg["rollout"]["mode"],
@@ -771,6 +773,15 @@ def _downloads(cfg):
         }
     )
     return rows
+
+
+def _releases(cfg):
+    """Return what may be kept of other releases than the declared ones: one row per directory of releases."""
+    homes, keep = [row["home"] for row in cfg["components"].values()], cfg["rollout"]["keep_releases"]
+    return [
+        {"directory": owner["release_dir"], "declared": owner["release"], "homes": homes, "keep": keep}
+        for owner in (cfg, cfg["etcd"])
+    ]
 
 
 def start_script(row, checksum):

@@ -25,7 +25,7 @@ from salt.exceptions import CommandExecutionError
 
 FIXED = ("start", "unit")
 FAILED = "failed.json"
-STAGED = "/run/kubernetes-controller-staged"
+DRAFT = "/run/kubernetes-controller-draft"
 DIGITS = 16
 DIRECTORY_MODE = 0o750
 SECRET_MARKS = ("PRIVATE KEY", "client-key-data", "secret:")
@@ -49,7 +49,7 @@ def digest(row):
     return _digest(_build(row))
 
 
-def stage(row):
+def draft(row):
     """
     Write the files of the generation that ``row`` declares to a directory on /run that only root may enter; return its path.
 
@@ -63,13 +63,13 @@ def stage(row):
 
     .. code-block:: bash
 
-        salt 'controller-1' k8s_generation.stage "$ROW"
+        salt 'controller-1' k8s_generation.draft "$ROW"
     """
     files = _build(row)
-    for leftover in glob.glob(f"{STAGED}-*"):
+    for leftover in glob.glob(f"{DRAFT}-*"):
         if not os.path.isdir(f"/proc/{leftover.split('-')[-2]}"):
             shutil.rmtree(leftover, ignore_errors=True)
-    directory = tempfile.mkdtemp(prefix=f"{STAGED}-{os.getpid()}-")
+    directory = tempfile.mkdtemp(prefix=f"{DRAFT}-{os.getpid()}-")
     for name, entry in files.items():
         text = entry["text"].replace(f"{row['home']}/live/", f"{directory}/")
         handle = os.open(os.path.join(directory, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

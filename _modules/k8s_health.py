@@ -25,7 +25,8 @@ FORMULA_USER = {"X-Remote-User": "kubernetes-controller-formula", "X-Remote-Grou
 
 def status():
     """
-    Return a table of this node's components: what each says of itself at the address it really binds.
+    Return a table of this node's components: what each says of itself at the address it really binds, and certificates
+    that end within ``pki:days_warning`` days.
 
     The return code is not zero when something is not healthy. ``kubectl get componentstatuses`` should have shown
     this, but asks 127.0.0.1 whatever the flags say.
@@ -46,6 +47,10 @@ def status():
         table[name] = f"{'ok' if answer['ok'] else 'NOT OK'}  {answer['said']}"
         if not answer["ok"]:
             __context__["retcode"] = 1
+    ending = __salt__["k8s_certificate.expiry"](within_days=cfg["pki"]["days_warning"])
+    for component, files in ending.items():
+        table[f"certificates of {component}"] = "NOT OK  " + "; ".join(f"{file} has {words}" for file, words in files.items())
+        __context__["retcode"] = 1
     if not cfg["etcd"]["managed"] and "kube-apiserver" in cfg["components"]:
         for server, answer in _etcd_servers(cfg["components"]["kube-apiserver"]).items():
             table[f"etcd {server}"] = f"{'ok' if answer['ok'] else 'NOT OK'}  {answer['said']}"

@@ -137,6 +137,29 @@ def write(name, text, mode="0600", user=None, group=None):
     return True
 
 
+def certificate(text):
+    """
+    Return the client certificate (PEM) that a kubeconfig presents; "" when it has none.
+
+    text
+        The kubeconfig. A certificate that it names by path is read there.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_kubeconfig.certificate "$(cat kubeconfig)"
+    """
+    try:
+        user = yaml.safe_load(text)["users"][0]["user"]
+        if "client-certificate-data" in user:
+            return base64.b64decode(user["client-certificate-data"]).decode()
+        with salt.utils.files.fopen(user["client-certificate"], encoding="utf-8") as handle:
+            return handle.read()
+    except (OSError, ValueError, KeyError, IndexError, TypeError, yaml.YAMLError):
+        return ""
+
+
 def _facts(text):
     """Return what identifies a kubeconfig without its secrets: server, user, and a description of the credentials."""
     try:

@@ -27,12 +27,14 @@ CLOCK_SKEW = datetime.timedelta(hours=1)
 DIRECTORIES = ("", "authorities", "shared", "admin", "brought", "hosts")
 
 
-def differences(pki):
+def differences(pki, force=False):
     """
     Return what is not as declared: a dictionary of path to reason, {} when all is in place. Nothing is written.
 
     pki
         The key ``pki`` of the cluster's resolved configuration.
+    force
+        Every leaf certificate counts as due for renewal (default False).
 
     Raises CommandExecutionError when something that must never be made anew is lost.
 
@@ -42,14 +44,14 @@ def differences(pki):
 
         salt-call --local k8s_pki.differences "$PKI"
     """
-    return {path: why for path, why, _ in _steps(pki)}
+    return {path: why for path, why, _ in _steps(pki, force)}
 
 
-def make(pki):
+def make(pki, force=False):
     """
     Make and hand out what is not as declared; each file in one rename, readable by its owner alone.
 
-    pki
+    pki, force
         See ``differences``. Returns and raises what that does.
 
     CLI Example:
@@ -59,7 +61,7 @@ def make(pki):
         salt-call --local k8s_pki.make "$PKI"
     """
     done = {}
-    for path, why, step in _steps(pki):
+    for path, why, step in _steps(pki, force):
         step()
         done[path] = why
     return done
@@ -68,7 +70,7 @@ def make(pki):
 # -- the walk: each step is (path, why, function that does it), judged when the ones before it are done ---------------
 
 
-def _steps(pki):
+def _steps(pki, force):
     yield from _directories(pki)
     for name, authority in pki["authorities"].items():
         if authority["managed"] and authority.get("enabled", True):
@@ -76,7 +78,7 @@ def _steps(pki):
     yield from _service_account(pki)
     yield from _encryption(pki)
     for row in pki["certificates"]:
-        yield from _leaf(pki, row)
+        yield from _leaf(pki, row, force)
     for row in pki["deliveries"]:
         yield from _delivery(row)
 
@@ -125,11 +127,11 @@ def _encryption(pki):
             yield path, "missing", lambda path=path: _write(path, base64.b64encode(secrets.token_bytes(32)).decode())
 
 
-def _leaf(pki, row):
+def _leaf(pki, row, force):
     key_path, path = row["key"], row["path"]
     if not os.path.exists(key_path):
         yield key_path, "missing", lambda: _write_key(key_path, pki)
-    why = _leaf_fault(pki, row)
+    why = _leaf_fault(pki, row) or ("its renewal was asked for" if force else None)
     if why:
         yield path, why, lambda: _write(path, _leaf_certificate(pki, row))
 

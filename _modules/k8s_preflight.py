@@ -7,18 +7,23 @@ expected and the way out; no part changes anything.
 
 import base64
 import contextlib
-import errno
+import json
 import os
+import re
 import shutil
-import socket
-import urllib.parse
+import time
 
+import salt.utils.atomicfile
 import salt.utils.files
 import yaml
 from salt.exceptions import CommandExecutionError
 
 ENCRYPTION_FLAG = "encryption-provider-config"
-MIB = 1024 * 1024
+CERTIFICATE_TROUBLE = re.compile(r"TLS|tls: |x509: |certificate|authentication|permission denied|user name")
+PUBLISHED = "published.json"
+REPUBLISH_S = 3600  # etcd may have been restored from before
+PATIENCE_S = 20
+OWN = ("service-account", "client-ca")
 
 
 def check(changing, components):
@@ -39,16 +44,19 @@ def check(changing, components):
         salt 'controller-1' k8s_preflight.check '{}' '{}'
     """
     found = {"errors": [], "warnings": [], "notes": []}
-    with _staged(changing) as staged:
-        for name, directory in staged.items():
+    with _drafted(changing) as drafts:
+        for name, directory in drafts.items():
             answer = _problems(changing[name], directory)
             found["errors"] += answer["errors"]
             found["warnings"] += answer["warnings"]
-            found["errors"] += __salt__["k8s_preflight.ports"](changing[name])
-        found["errors"] += __salt__["k8s_preflight.disk"](changing)
+            found["errors"] += __salt__["k8s_host.ports"](changing[name])
+        found["errors"] += __salt__["k8s_host.disk"](changing)
         asked = components.get("kube-apiserver") or next(iter(components.values()))
-        others = __salt__["k8s_skew.neighbours"](asked, staged.get("kube-apiserver"))
+        others = __salt__["k8s_skew.neighbours"](asked, drafts.get("kube-apiserver"))
         found["errors"] += versions(components, others)
+        if "kube-apiserver" in components:
+            found["errors"] += __salt__["k8s_preflight.etcd"](components, drafts.get("kube-apiserver"))
+        found["errors"] += __salt__["k8s_preflight.not_accepted"](changing, others, drafts)
         found["errors"] += __salt__["k8s_skew.clock_refusals"](
             others, asked["preflight"]["max_clock_skew_s"], here=__opts__["id"]
         )
@@ -75,8 +83,8 @@ def problems(row):
         salt 'controller-1' k8s_preflight.problems "$ROW"
     """
     try:
-        with _staged({row["name"]: row}) as staged:
-            return _problems(row, staged[row["name"]])
+        with _drafted({row["name"]: row}) as drafts:
+            return _problems(row, drafts[row["name"]])
     except CommandExecutionError as exc:
         return {"errors": [str(exc)], "warnings": []}
 
@@ -103,66 +111,170 @@ def versions(components, others):
     return __salt__["k8s_skew.version_refusals"](declared, live, releases, ignore)
 
 
-def disk(components):
+def etcd(components, directory=None):
     """
-    Return a sentence for each file system of the components' directories that has too little free space.
+    Return a sentence when a majority of etcd does not answer the declared client certificate.
 
     components
-        Rows of the configuration's ``components`` (dict).
+        The configuration's ``components`` (dict of rows), with the API server's.
+    directory
+        Where the API server's declared generation is drafted; without it the live one counts.
+
+    A cluster that is down can always be repaired: where this node's API server does not serve, only an external etcd that
+    refuses the certificate is an error.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt 'controller-1' k8s_preflight.disk '{}'
+        salt 'controller-1' k8s_preflight.etcd '{}'
     """
-    found, seen = [], {}
-    for row in components.values():
-        for directory in (row["home"], os.path.dirname(row["binary"]), *row["directories"]):
-            present = _existing(directory)
-            _, _, directories = seen.setdefault(os.stat(present).st_dev, (present, row["preflight"]["min_free_mib"], []))
-            directories.append(directory)
-    for present, least, directories in seen.values():
-        stat = os.statvfs(present)
-        free = stat.f_bavail * stat.f_frsize // MIB
-        if free < least:
-            found.append(
-                f"{', '.join(dict.fromkeys(directories))}: {free} MiB free, expected at least {least} "
-                "(kubernetes_controller:rollout:preflight:min_free_mib). Make room, with old releases first."
-            )
-    return found
+    row = components["kube-apiserver"]
+    if "etcd" in row["ignore"] or not directory and not __salt__["k8s_generation.flags"](row["home"]):
+        return []
+    answers = __salt__["k8s_etcdctl.health"](row, directory)
+    silent = {server: answer["said"] for server, answer in answers.items() if not answer["ok"]}
+    if len(answers) > 2 * len(silent):
+        return []
+    if not __salt__["k8s_health.serves"](row):
+        silent = {server: said for server, said in silent.items() if CERTIFICATE_TROUBLE.search(said)}
+        if "etcd" in components or not silent:
+            return []
+    listed = "; ".join(f"{server}: {said}" for server, said in silent.items())
+    return [
+        f"kubernetes_controller:etcd:servers: {len(answers) - len(silent)} of {len(answers)} answer the declared client "
+        f"certificate of kube-apiserver, expected a majority. {listed}. {__salt__['k8s_skew.override']('etcd')}"
+    ]
 
 
-def ports(row):
+def publish(components=None):
     """
-    Return a sentence for each address and port that a component will bind and cannot, as another process has it.
+    Tell the other controllers, by a key in etcd, what the live generations of this node accept (fingerprints only).
 
-    row
-        A row of the configuration's ``components``.
+    components
+        The configuration's ``components`` (dict of rows); without it they are taken from the pillar, and etcd is asked
+        whatever was published before.
+
+    Costs one etcdctl call, and none within an hour while nothing changed. Returns whether the key is there; raises
+    CommandExecutionError with etcd's reason.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt 'controller-1' k8s_preflight.ports "$ROW"
+        salt 'controller-1' k8s_preflight.publish
     """
-    found, live = [], _bound(row, __salt__["k8s_generation.flags"](row["home"]))
-    for address, port, flag in _bound(row, row["settings"]):
-        reason = _cannot_bind(address, port)
-        if reason is None or (address, port) in [bound[:2] for bound in live] and _runs(row):
-            continue
-        key = f"kubernetes_controller:{row['key']}:settings:{flag}"
-        if reason == errno.EADDRINUSE:
-            holder = __salt__["k8s_component.listener"](port) or {"pid": 0, "binary": "unknown"}
-            if holder["pid"] and holder["pid"] == __salt__["k8s_component.process"](row["name"])["pid"]:
-                continue
-            found.append(
-                f"{key}: port {port} of {address or 'all addresses'} is held by process {holder['pid']} ({holder['binary']}), so "
-                f"{row['name']} could not start. Stop that process, or choose another port."
-            )
-        else:
-            found.append(f"{key}: {row['name']} cannot bind {address}:{port} here ({os.strerror(reason)}).")
-    return found
+    by_hand = components is None
+    if by_hand:
+        cfg = __salt__["k8s_config.load"]()
+        if "errors" in cfg:
+            raise CommandExecutionError("\n".join(cfg["errors"]))
+        components = cfg["components"]
+    row = components.get("kube-apiserver")
+    live = {name: __salt__["k8s_generation.links"](one["home"])["live"] for name, one in components.items()}
+    if not row or not live["kube-apiserver"]:
+        return False
+    memory = os.path.join(row["home"], PUBLISHED)
+    known = _remembered(memory)
+    if not by_hand and known.get("live") == live and time.time() - known.get("at", 0) < REPUBLISH_S:
+        return True
+    text = json.dumps(__salt__["k8s_overlap.accepts"](components), sort_keys=True)
+    key = _record(row, __opts__["id"])
+    if __salt__["k8s_etcdctl.get"](row, key).get(key) != text:
+        __salt__["k8s_etcdctl.put"](row, key, text)
+    with salt.utils.atomicfile.atomic_open(memory, "w") as handle:
+        json.dump({"live": live, "at": time.time()}, handle)
+    return True
+
+
+def not_accepted(components, others=None, drafts=None):
+    """
+    Return why the declared generations may not write or sign yet: what the other controllers do not accept, a sentence each.
+
+    components
+        Rows (dict) of those components that are to change.
+    others
+        What ``k8s_skew.neighbours`` returned; asked when not given.
+    drafts
+        {component: directory} where their declared generations are drafted; made for the moment when not given.
+
+    Only what differs from what this node's live generations write is asked. Every declared controller that published what
+    it accepts counts, whether it runs or not; one that serves without having published is a refusal, too.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_preflight.not_accepted '{}'
+    """
+    row = components.get("kube-apiserver") or next(iter(components.values()), None)
+    if row is None or "overlap" in row["ignore"] or not row["neighbours"] or not row["api"]:
+        return []
+    if drafts is None:
+        with _drafted(components) as drafts:
+            return not_accepted(components, others, drafts)
+    new, old = {}, {}
+    for name, one in components.items():
+        new |= __salt__["k8s_overlap.writes"](one, drafts[name])
+        old |= __salt__["k8s_overlap.writes"](one)
+    live = __salt__["k8s_generation.links"](row["api"]["home"])["live"]
+    things = __salt__["k8s_overlap.differing"](new, old) if live else new
+    if not things:
+        return []
+    if row["name"] == "kube-apiserver":  # what its own API server does not take, no other does
+        own = __salt__["k8s_overlap.accepts"]({row["name"]: row}, drafts)
+        found = __salt__["k8s_overlap.refusals"](
+            {what: thing for what, thing in things.items() if thing["kind"] in OWN}, {f"this node ({__opts__['id']})": own}
+        )
+        if found:
+            return found
+    if others is None:
+        others = __salt__["k8s_skew.neighbours"](row, drafts.get("kube-apiserver"))
+    serving = [minion for minion, answer in others.items() if answer["serves"]]
+    if not live and not serving:
+        return []  # nothing to protect
+    return _refused(row, things, serving, None if live else drafts.get("kube-apiserver"), live)
+
+
+def _refused(row, things, serving, directory, live):
+    """Return the refusals for ``things`` by what the others published; etcd is asked for it."""
+    deadline = time.monotonic() + (0 if live or __opts__["test"] else PATIENCE_S)
+    while True:
+        try:
+            found = __salt__["k8s_etcdctl.get"](row, _record(row, ""), directory)
+            records = {
+                minion: json.loads(found[_record(row, minion)]) for minion in row["neighbours"] if _record(row, minion) in found
+            }
+        except (CommandExecutionError, ValueError) as exc:
+            if not serving and not __salt__["k8s_health.serves"]({**row["api"], "probe": {"path": "/readyz"}}):
+                return []  # a cluster that is down can always be repaired
+            return [
+                f"what the other controllers accept of the new keys or CAs could not be read from etcd: {exc}. "
+                f"{__salt__['k8s_skew.override']('overlap')}"
+            ]
+        unknown = [minion for minion in serving if minion not in records and not row["adopt"]]
+        if not unknown or time.monotonic() > deadline:  # one that was just installed publishes after its gate
+            break
+        time.sleep(1)
+    refusals = __salt__["k8s_overlap.refusals"](things, records)
+    for minion in unknown:
+        refusals.append(
+            f"{minion}: not known what it accepts of {', '.join(thing['said'] for thing in things.values())}; apply the formula "
+            f"there first, or say `salt {minion} k8s_preflight.publish`. {__salt__['k8s_skew.override']('overlap')}"
+        )
+    return refusals
+
+
+def _record(row, minion):
+    return f"{os.path.dirname(row['turn']['key'])}/accepts/{minion}"
+
+
+def _remembered(path):
+    try:
+        with salt.utils.files.fopen(path, encoding="utf-8") as handle:
+            return json.load(handle)
+    except (OSError, ValueError):
+        return {}
 
 
 def _problems(row, directory):
@@ -172,12 +284,12 @@ def _problems(row, directory):
 
 
 @contextlib.contextmanager
-def _staged(rows):
+def _drafted(rows):
     """Hold the declared files of ``rows`` in directories of root's alone; give {component: directory}."""
     directories = {}
     try:
         for name, row in rows.items():
-            directories[name] = __salt__["k8s_generation.stage"](row)
+            directories[name] = __salt__["k8s_generation.draft"](row)
         yield directories
     finally:
         for directory in directories.values():
@@ -258,48 +370,3 @@ def _encryption_keys(text):
         for kind, options in provider.items()
         for key in (options or {}).get("keys", [])
     }
-
-
-# -- the node ---------------------------------------------------------------------------------------------------------
-
-
-def _existing(path):
-    """Return the nearest directory on the way to ``path`` that is there."""
-    while not os.path.isdir(path):
-        path = os.path.dirname(path)
-    return path
-
-
-def _bound(row, flags):
-    """Return [(address, port, flag)] that a component binds with ``flags``; an address "" is all of them."""
-    if row["name"] == "etcd":
-        found = []
-        for flag in ("listen-client-urls", "listen-peer-urls"):
-            for url in filter(None, flags.get(flag, "").split(",")):
-                where = urllib.parse.urlsplit(url)
-                found.append((where.hostname or "", where.port or 0, flag))
-        return found
-    port = flags.get("secure-port", str(row["port"]))
-    address = flags.get("bind-address", "")
-    address = "" if address in ("0.0.0.0", "::") else address  # noqa: S104 (compared with, not bound)
-    return [(address, int(port), "secure-port")] if flags and port.isdigit() and int(port) else []
-
-
-def _runs(row):
-    return bool(__salt__["k8s_component.process"](row["name"])["pid"])
-
-
-def _cannot_bind(address, port):
-    """Return why (errno) a TCP address cannot be bound, or None. It is bound for a moment, and never listened at."""
-    try:
-        ((family, kind, _, _, where), *_) = socket.getaddrinfo(
-            address or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICHOST
-        )
-        with socket.socket(family, kind) as one:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            one.bind(where)
-    except socket.gaierror:
-        return None  # a name, or no address at all: the binary says what it thinks of it
-    except (OSError, OverflowError) as exc:
-        return getattr(exc, "errno", None) or errno.EINVAL
-    return None

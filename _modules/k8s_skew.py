@@ -65,11 +65,12 @@ def version_refusals(declared, live, others, ignore=()):
 
         salt 'controller-1' k8s_skew.version_refusals '{"kube-apiserver": "1.37.2"}' '{"kube-apiserver": "1.35.4"}' '{}'
     """
-    found = []
+    found, moves = [], {}
     for name, release in declared.items():
-        before, key = live.get(name), "etcd:release" if name == "etcd" else "release"
-        where = f"kubernetes_controller:{key}: {name} {release}"
-        steps = _minor(release) - _minor(before) if before else 0
+        if live.get(name):
+            moves.setdefault(("etcd:release" if name == "etcd" else "release", release, live[name]), []).append(name)
+    for (key, release, before), names in moves.items():
+        where, steps = f"kubernetes_controller:{key}: {', '.join(names)} {release}", _minor(release) - _minor(before)
         if steps < 0 and "downgrade" not in ignore:
             found.append(f"{where} would go back over a minor release, {before} is live. {override('downgrade')}")
         if abs(steps) > 1 and "skew" not in ignore:

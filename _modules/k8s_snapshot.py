@@ -20,7 +20,7 @@ def save(row, target, max_mib=None):
     Save a snapshot of the cluster's data. Returns its path.
 
     row
-        A row of the configuration's ``components``; its live identity is used (see ``k8s_turn.environment``).
+        A row of the configuration's ``components``; its live identity is used (see ``k8s_etcdctl.environment``).
     target
         Absolute path of the file to write; its directory must exist.
     max_mib
@@ -34,7 +34,7 @@ def save(row, target, max_mib=None):
 
         salt 'controller-1' k8s_snapshot.save "$ROW" /root/etcd.db
     """
-    environment = __salt__["k8s_turn.environment"](row)
+    environment = __salt__["k8s_etcdctl.environment"](row)
     servers = environment["ETCDCTL_ENDPOINTS"].split(",")
     servers.sort(key=lambda url: f"//{row['address']}:" not in url)  # the member of this node first
     complaint = "no etcd server is declared"

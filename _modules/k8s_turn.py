@@ -35,11 +35,13 @@ def take(row):
     """
     turn = row["turn"]
     command = ["setpriv", "--pdeathsig", "TERM", row["etcdctl"], "lock", f"--ttl={turn['ttl_s']}", turn["key"]]
-    holder = subprocess.Popen(command, env=environment(row), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        command, env=__salt__["k8s_etcdctl.environment"](row), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     __context__.setdefault("k8s_turn", {})[holder.pid] = holder
     reason = _wait_for_turn(row, holder)
     if reason is None:
-        _put(row, f"{turn['key']}-holder", f"{__opts__['id']} for {row['name']}")
+        __salt__["k8s_etcdctl.put"](row, f"{turn['key']}-holder", f"{__opts__['id']} for {row['name']}")
         return holder.pid
     release(holder.pid)
     raise CommandExecutionError(f"{reason}; nothing was touched. {_override('turn')}")
@@ -140,29 +142,13 @@ def neighbours_ready(row, timeout_s=60):
     return True
 
 
-def environment(row):
-    """
-    Return the environment (dict) in which etcdctl reaches the cluster as this node: by the API server's own identity, or
-    the member's where the row is etcd's.
-
-    row
-        A row of the configuration's ``components``.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt 'controller-1' k8s_turn.environment "$ROW"
-    """
-    etcd = row["name"] == "etcd"
-    flags = __salt__["k8s_generation.flags"](row["home"] if etcd else row["api"]["home"])
-    names = ("listen-client-urls", "trusted-ca-file", "peer-cert-file", "peer-key-file")
-    if not etcd:
-        names = ("etcd-servers", "etcd-cafile", "etcd-certfile", "etcd-keyfile")
-    if not all(flags.get(name) for name in names):
-        raise CommandExecutionError(f"the live generation of {'etcd' if etcd else 'kube-apiserver'} has no access to etcd")
-    variables = ("ETCDCTL_ENDPOINTS", "ETCDCTL_CACERT", "ETCDCTL_CERT", "ETCDCTL_KEY")
-    return {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), **dict(zip(variables, (flags[name] for name in names), strict=True))}
+def _holder(row):
+    """Return who holds the turn, as far as etcd tells."""
+    key = f"{row['turn']['key']}-holder"
+    try:
+        return __salt__["k8s_etcdctl.get"](row, key).get(key) or "somebody"
+    except CommandExecutionError:
+        return "somebody"
 
 
 def _override(name):
@@ -180,22 +166,9 @@ def _wait_for_turn(row, process):
             process.wait()
             said = process.stderr.read().strip().splitlines()
             return f"etcd does not give the turn: {said[-1] if said else 'no reason given'}"
-        who = _get(row, f"{row['turn']['key']}-holder") or "somebody"
+        who = _holder(row)
         if time.monotonic() >= deadline:
             return f"the turn is held by {who}, after {timeout_s} s"
         if who != shown:
             shown = who
             __salt__["k8s_component.tell"](row["name"], "turn", f"waits for the turn, which {who} holds")
-
-
-def _put(row, key, value):
-    subprocess.run([row["etcdctl"], "put", key, value], env=environment(row), capture_output=True, check=False, timeout=10)
-
-
-def _get(row, key):
-    command = [row["etcdctl"], "get", "--print-value-only", key]
-    try:
-        answer = subprocess.run(command, env=environment(row), capture_output=True, text=True, check=False, timeout=10)
-    except subprocess.TimeoutExpired:
-        return ""
-    return answer.stdout.strip()

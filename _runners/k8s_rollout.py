@@ -30,8 +30,9 @@ KEEP = 100  # records
 QUIET_S = 30  # without a line, until one says what is being waited for
 BUS_S = 10
 HEADINGS = ("node", "component", "from", "to", "took", "not serving", "result")
-# A component that was only made ready runs as before.
-HARMLESS = ("prepare", "rehearse")
+FACTS = ("from", "to", "process", "seconds", "away_s", "result", "step")  # of a row of the table
+# A component that was only made ready, or that waited, runs as before.
+HARMLESS = ("prepare", "rehearse", "rehearsal", "snapshot", "turn")
 IN_PARALLEL = "Started in a separate process"
 SILENT = "The minion did not answer."
 NOT_STARTED = "One or more requisite"
@@ -93,7 +94,7 @@ def last():
             data = json.load(handle)
     except (OSError, ValueError) as exc:
         data = {"retcode": 1, "error": f"{path} cannot be read: {exc}"}
-    _print(data.get("error") or _summary(data))
+    _print(_printable(data.get("error") or _summary(data)))
     return _answer(data)
 
 
@@ -139,16 +140,14 @@ class _Record:
         if node not in self.data["nodes"] or not isinstance(said, dict) or "component" not in said:
             return []
         row = self._row(node, said["component"])
-        row["step"] = said.get("step")
-        row |= {key: said[key] for key in row if said.get(key) is not None}
+        row |= {key: said[key] for key in FACTS if said.get(key) is not None}
         return [_line(now, node, f"{said['component']!s:<23}  {said.get('step')!s:<8}  {_flat(said.get('said'))}")]
 
     def _row(self, node, component):
         for row in self.data["rows"]:
             if (row["node"], row["component"]) == (node, component):
                 return row
-        keys = ("from", "to", "process", "seconds", "away_s", "result", "step")
-        self.data["rows"].append({"node": node, "component": component, **dict.fromkeys(keys)})
+        self.data["rows"].append({"node": node, "component": component, **dict.fromkeys(FACTS)})
         return self.data["rows"][-1]
 
     def _step_starts(self, data, now):
@@ -395,26 +394,27 @@ def _run(jid, arguments, record, sink, signals):
 
 def _follower(bus, jid, record, sink):
     """
-    Return a function that takes events until there is none for a moment.
+    Return a function that takes the next event, if one comes within a moment.
 
-    Given a mark, it sends that to the bus and takes events until it comes back: then none before it was lost.
+    Given a mark, it sends that to the bus and takes events until it comes back (True): then none before it was lost.
     """
 
-    def follow(mark=None, timeout_s=0.2):
-        began = time.monotonic()
-        if mark:
-            bus.fire_event({"jid": jid}, f"{MARK}/{jid}/{mark}")
+    def follow(mark=None, timeout_s=0):
+        tag, until, event = f"{MARK}/{jid}/{mark}", time.monotonic() + timeout_s, None
         while True:
+            if mark and not event:
+                with contextlib.suppress(Exception):  # whatever Salt raises where the master is gone
+                    bus.fire_event({"jid": jid}, tag)
             event = bus.get_event(wait=0.2, full=True)
-            if event and mark and event["tag"] == f"{MARK}/{jid}/{mark}":
+            if event and event["tag"] == tag:
                 return True
             if event:
                 sink.lines(record.note(event["tag"], event["data"], time.time()))
-            elif time.monotonic() - began >= timeout_s:
-                sink.lines(record.still(time.time()) if sink.quiet_s() > QUIET_S else [])
-                return False
             else:
+                sink.lines(record.still(time.time()) if sink.quiet_s() > QUIET_S else [])
                 time.sleep(0.05)  # a bus that is gone answers at once
+            if time.monotonic() >= until:
+                return False
 
     return follow
 
@@ -509,7 +509,7 @@ class _Sink:
             self.save()
 
     def text(self, text):
-        self._spoke = time.monotonic()
+        self._spoke, text = time.monotonic(), _printable(text)
         _print(text)
         with contextlib.suppress(OSError), salt.utils.files.fopen(self.log, "a", encoding="utf-8", opener=_private) as handle:
             handle.write(f"{text}\n")
@@ -522,7 +522,7 @@ class _Sink:
         new = f"{path}.new"
         try:
             with salt.utils.files.fopen(new, "w", encoding="utf-8", opener=_private) as handle:
-                handle.write(json.dumps(self.record.data, indent=1) + "\n")
+                handle.write(json.dumps(self.record.data, indent=1, default=str) + "\n")
             os.replace(new, path)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{path}.link")
@@ -538,6 +538,11 @@ class _Sink:
             for suffix in ("json", "log"):
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(self.directory, f"{name}.{suffix}"))
+
+
+def _printable(text):
+    """Return the text without what would control a terminal: much of it comes from minions."""
+    return "".join(sign if sign in "\n\t" or sign.isprintable() else "?" for sign in text)
 
 
 def _private(path, flags):

@@ -41,3 +41,33 @@ def installed(name, row):
         return ret | {"result": False, "comment": str(exc)}
     verb = "was fetched and its checksum is right" if reasons else "has its links"
     return ret | {"changes": changes, "comment": f"{row['source']} {verb}."}
+
+
+def pruned(name, row):
+    """
+    Ensure that no more releases are kept on this node than the pillar says, the oldest going first.
+
+    name
+        The directory of the releases, for people; what is done stands in ``row``.
+    row
+        A row of the configuration's ``releases`` (see ``k8s_binary.stale``). What runs or may be gone back to stays.
+
+    .. code-block:: yaml
+
+        No more releases of Kubernetes are kept than declared:
+          k8s_binary.pruned:
+            - name: /opt/kubernetes
+            - row: {directory: /opt/kubernetes, declared: 1.37.2, homes: [/var/lib/kubernetes], keep: 3}
+    """
+    ret = {"name": name, "result": True, "changes": {}, "comment": ""}
+    gone = __salt__["k8s_binary.stale"](row)
+    if not gone:
+        return ret | {"comment": f"{name} has no release too many."}
+    changes = {"removed": gone}
+    if __opts__["test"]:
+        return ret | {"result": None, "changes": changes, "comment": f"{', '.join(gone)} would be removed."}
+    try:
+        __salt__["k8s_binary.remove"](row)
+    except OSError as exc:
+        return ret | {"result": False, "comment": f"{exc.filename}: {exc.strerror}"}
+    return ret | {"changes": changes, "comment": f"{', '.join(gone)} was removed."}

@@ -125,6 +125,8 @@ def _still_serves(component):
     """Answer for a component that is as declared: it must also pass a short gate."""
     answer = __salt__["k8s_health.wait"](component, timeout_s=20, consecutive=1)
     if answer["ok"]:
+        if component["name"] == "kube-apiserver" and not __opts__["test"]:
+            _publish()
         return {"comment": f"{component['name']} runs as declared: {answer['said']}"}
     return {"result": False, "comment": f"{component['name']} is as declared but does not serve: {answer['said']}"}
 
@@ -275,6 +277,13 @@ def _remember(component):
     live = __salt__["k8s_generation.links"](component["home"])["live"]
     __salt__["k8s_generation.promote"](component["home"], live, link="good")
     __salt__["k8s_generation.prune"](component["home"], component["keep_generations"])
+    _publish()
+
+
+def _publish():
+    """Tell the other controllers what this one accepts now. Where etcd does not take it, the next run repeats it."""
+    with contextlib.suppress(CommandExecutionError, OSError):
+        __salt__["k8s_preflight.publish"](__salt__["k8s_config.load"]().get("components"))
 
 
 def _settle(component, changes, serves):

@@ -5,7 +5,7 @@ The certificates of a cluster, on the master.
 from salt.exceptions import CommandExecutionError
 
 
-def managed(name, pki):
+def managed(name, pki, force=False):
     """
     Ensure that the CAs, keys and certificates of a cluster exist as declared, and that each minion has its share.
 
@@ -13,6 +13,8 @@ def managed(name, pki):
         The directory on the master.
     pki
         The key ``pki`` of the cluster's resolved configuration.
+    force
+        Renew every leaf certificate now, with its key as it is (default False: those that are due).
 
     .. code-block:: yaml
 
@@ -23,7 +25,7 @@ def managed(name, pki):
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": ""}
     try:
-        found = __salt__["k8s_pki.differences" if __opts__["test"] else "k8s_pki.make"](pki)
+        found = __salt__["k8s_pki.differences" if __opts__["test"] else "k8s_pki.make"](pki, force=force)
     except (CommandExecutionError, OSError) as exc:
         return ret | {"result": False, "comment": str(exc)}
     if not found:

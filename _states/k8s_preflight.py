@@ -38,7 +38,7 @@ def passed(name, components):
         except CommandExecutionError as exc:
             (unknowable if __opts__["test"] else found).append(str(exc))
     answer = {"errors": [], "warnings": [], "notes": []}
-    if changing:
+    if changing or found or unknowable:
         try:
             answer = __salt__["k8s_preflight.check"](changing, components)
         except CommandExecutionError as exc:

@@ -10,4 +10,15 @@
     - name: {{ row.directory }}/{{ row.name }}
     - row: {{ row | json }}
 {% endfor %}
+
+{%- for row in cfg.releases %}
+No more releases are kept in {{ row.directory }} than declared:
+  k8s_binary.pruned:
+    - name: {{ row.directory }}
+    - row: {{ row | json }}
+    - require:
+    {%- for download in cfg.downloads %}
+      - k8s_binary: {{ download.name }} is installed as published at {{ download.source }}
+    {%- endfor %}
+{% endfor %}
 {%- endif %}

@@ -68,14 +68,16 @@ MODES = ("balanced", "retry", "pinned")
 def deploy(lab, _seconds=None):
     """Roll by the orchestration; return (ok, what failed)."""
     done = lab.salt_run(*ORCHESTRATION, "--out=json", check=False)
-    return not done.returncode, "" if not done.returncode else failures(done)
+    return not done.returncode, failures(done) if done.returncode else ""
 
 
 def apply(lab, _seconds):
     """Roll by plain Salt on all nodes at once, which leaves the order to the turn; return (ok, what failed)."""
-    words = ["--timeout=240", "--out=json", "controller-*", "state.apply", "kubernetes_controller"]
-    done = lab.salt(*words, check=False)
-    return not done.returncode, "" if not done.returncode else failures(done)
+    words = ["--timeout=240", "--out=json", "--static", "controller-*", "state.apply", "kubernetes_controller"]
+    done = lab.salt(*words, check=False)  # its exit status is always 0
+    answered = [node.name for node in lab.nodes if f'"{node.name}": {{' in done.stdout]
+    said = failures(done) if '"result": false' in done.stdout or len(answered) < len(lab.nodes) else ""
+    return not said, said
 
 
 def wait(_lab, seconds):
@@ -85,12 +87,24 @@ def wait(_lab, seconds):
 
 
 def failures(done):
-    """Return the comments of the states that failed by their own fault."""
-    comments = re.findall(r'"comment": ("(?:[^"\\]|\\.)*")[^{}]*?"result": false', done.stdout)
-    comments += re.findall(r'"result": false[^{}]*?"comment": ("(?:[^"\\]|\\.)*")', done.stdout)
-    said = [json.loads(comment) for comment in dict.fromkeys(comments)]
-    said = [one for one in said if not one.startswith(("One or more requisite", "Run failed on minions"))]
-    return " | ".join(said)[:1500] or done.stdout[-800:] + done.stderr[-800:]
+    """Return the comments of the states that failed by their own fault, wherever they are in Salt's answer."""
+
+    def walk(value):
+        if isinstance(value, dict):
+            comment = value.get("comment")
+            if value.get("result") is False and isinstance(comment, str) and not comment.startswith(others):
+                yield comment
+            for inner in value.values():
+                yield from walk(inner)
+
+    others = ("One or more requisite", "Run failed on minions")
+    start = done.stdout.find("{")
+    try:
+        found = walk(json.JSONDecoder().raw_decode(done.stdout[start:])[0]) if start >= 0 else ()
+        said = " | ".join(dict.fromkeys(found))
+    except ValueError:
+        said = ""
+    return said[:1500] or done.stdout[-800:] + done.stderr[-800:]
 
 
 @dataclass
@@ -313,13 +327,15 @@ class Load:
         self.balancer.check()
         balancer_cpu = self.balancer.cpu_s() - self.balancer_cpu_s
         *clients, probe = [helper.end() for helper in self.helpers]
-        events = self.balancer.events
+        events = [event for event in self.balancer.events if event[0] >= self.begun]
+        nodes = {name: not_serving(states, probe["ended"]) for name, states in probe["states"].items()}
         self.kill()
         return {
             "wall_s": round(wall, 1),
             "clients": [client for part in clients for client in part["clients"]],
-            "nodes": {name: not_serving(states, probe["ended"]) for name, states in probe["states"].items()},
-            "balancer": [event for event in events if event[0] >= self.begun],
+            "nodes": nodes,
+            "balancer": events,
+            "slack_s": slack_s(nodes, events),
             "cpu_s": {
                 "clients": [part["cpu_s"] for part in clients], "probe": probe["cpu_s"], "haproxy": round(balancer_cpu, 2),
             },
@@ -341,6 +357,24 @@ def not_serving(states, ended):
         "refused_s": round(sum(end - start for start, end, state in times if state == "refused"), 1),
         "times": times,
     }
+
+
+def slack_s(nodes, events):
+    """
+    Return the least time between HAProxy's using a node again and the next node's ceasing to be ready, or None.
+
+    Negative: the next one left while HAProxy still did without the former.
+    """
+    found = []
+    for name, node in nodes.items():
+        if not node["times"]:
+            continue
+        ready = node["times"][-1][1]
+        used = [moment for moment, server, state, _ in events if server == name and state == "UP" and moment >= ready - 1]
+        left = [other["times"][0][0] for other in nodes.values() if other["times"] and other["times"][0][0] > ready - 1]
+        if used and left:
+            found.append(round(min(left) - used[-1], 1))
+    return min(found, default=None)
 
 
 def objects(lab, make):
@@ -426,6 +460,8 @@ def show(seen):
         turns = [f"{moment - seen['begun']:.1f} {state}" for moment, server, state, _ in moved if server == name]
         if turns:
             print(f"      haproxy: {', '.join(turns)}")
+    if seen["slack_s"] is not None:
+        print(f"  haproxy used a node again {seen['slack_s']} s before the next one left, at least")
     sys.stdout.flush()
 
 

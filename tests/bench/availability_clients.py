@@ -89,6 +89,12 @@ class Client(threading.Thread):
                 yield "delete", name, None
 
     def run(self):
+        try:
+            self.live()
+        except Exception as exc:  # whatever it is, the report says it
+            self.fail(time.time(), f"this client ended: {type(exc).__name__}: {exc}"[:200])
+
+    def live(self):
         due = time.monotonic() + self.offset
         for request in self.work():
             if self.stopped.wait(max(0.0, due - time.monotonic())):
@@ -362,7 +368,8 @@ class Writer(Plain):
 
 class Watch(Plain):
     """
-    A long watch over HTTP/1.1. Its stall is the longest time from a write to its event, its failures are events missed.
+    A long watch over HTTP/1.1. Its stall is the longest time from a write to its event, or without a watch; its failures
+    are events missed.
 
     Ended cleanly it goes on from the last resourceVersion, as client-go does. Cut off in the middle it does so too, but
     that counts as a failure unless it is pinned.
@@ -370,15 +377,17 @@ class Watch(Plain):
 
     kind = "watch http1"
 
-    def run(self):
-        self.number, self.version = None, None
+    def live(self):
+        self.number, self.version, self.away_since = None, None, None
         while not self.stopped.is_set():
             self.opened, self.open_to, self.streaming = False, None, False
             try:
                 if self.version is None:
                     self.begin()
-                self.follow()
+                else:
+                    self.follow()
             except self.httpx.TransportError as exc:
+                self.away_since = self.away_since or time.time()
                 self.lost(exc)
 
     def lost(self, exc):
@@ -395,7 +404,10 @@ class Watch(Plain):
 
     def begin(self):
         """Remember where the counting is now."""
-        found = self.session.get(self.address + path(CLOCK), extensions={"trace": self.trace}).json()
+        answer = self.session.get(self.address + path(CLOCK), extensions={"trace": self.trace})
+        if answer.status_code != 200:
+            return self.refused(answer)
+        found = answer.json()
         self.number, self.version = int(found["data"]["number"]), found["metadata"]["resourceVersion"]
 
     def follow(self):
@@ -407,10 +419,22 @@ class Watch(Plain):
                 answer.read()
                 return self.refused(answer)
             self.streaming = True
+            self.back()
             for line in answer.iter_lines():
                 self.take(json.loads(line))
             self.streaming = False
+            self.away_since = time.time()
         self.retries["re-watch"] += 1
+
+    def back(self):
+        """Count how long there was no watch."""
+        if self.away_since:
+            self.stall(time.time() - self.away_since, self.away_since)
+        self.away_since = None
+
+    def stall(self, seconds, moment):
+        if self.ready.is_set() and seconds > self.longest[0]:
+            self.longest = [round(seconds, 3), moment]
 
     def refused(self, answer):
         after = retry_after(answer.headers)
@@ -435,8 +459,7 @@ class Watch(Plain):
         number, written = int(found["data"]["number"]), float(found["data"]["written"])
         if number not in (self.number, self.number + 1):
             self.fail(now, f"watch: event {number} after {self.number}")
-        if self.ready.is_set() and now - written > self.longest[0]:
-            self.longest = [round(now - written, 3), written]
+        self.stall(now - written, written)
         self.number, self.sent = number, self.sent + 1
         self.ready.set()
 

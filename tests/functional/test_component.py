@@ -22,6 +22,7 @@ class Systemd:
         self.wait = minion.fake("k8s_health.wait", self.gate)
         self.tell = minion.fake("k8s_component.tell", lambda name, step, said, **facts: self.steps.append(step))
         self.rehearsal = minion.fake("k8s_rehearsal.ensure", return_value={})
+        self.published = minion.fake("k8s_preflight.publish", return_value=True)
         self.snapshot = minion.fake("k8s_snapshot.keep", return_value="/a/snapshot.db")
 
     @property

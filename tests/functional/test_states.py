@@ -60,6 +60,33 @@ def test_a_dead_mirror_fails_naming_its_pillar_key(node, download):
     assert ret.comment.startswith("kubernetes_controller:binaries:mirror: cannot fetch http://127.0.0.1:1/sums: ")
 
 
+# -- k8s_binary.pruned ------------------------------------------------------------------------------------------------
+
+
+def release(directory, version, age):
+    path = directory / version
+    (path / "bin").mkdir(parents=True)
+    (path / "bin/.installed.json").write_text("{}")
+    os.utime(path, (1e9 - age, 1e9 - age))
+    return str(path)
+
+
+@pytest.mark.parametrize(("keep", "gone"), [(4, []), (3, [4]), (2, [4, 3]), (1, [4, 3])])
+def test_the_oldest_releases_go_but_none_that_a_generation_runs_from(node, apply, testmode, tmp_path, keep, gone):
+    releases, home = tmp_path / "opt", tmp_path / "home"
+    paths = {age: release(releases, f"1.{40 - age}.0", age) for age in (1, 2, 3, 4)}
+    (releases / "not-of-the-formula").mkdir()
+    start = home / "generations/0123/start"
+    start.parent.mkdir(parents=True)
+    start.write_text("#!/bin/sh\n# kube-scheduler 1.38.0 sha256:0\nexec /opt/kubernetes/1.38.0/bin/kube-scheduler\n")
+    row = {"directory": str(releases), "declared": "1.39.0", "homes": [str(home)], "keep": keep}
+    ret = apply(testmode, node, "k8s_binary.pruned", str(releases), row=row)
+    assert ret.changes == ({"removed": [paths[age] for age in gone]} if gone else {})
+    assert ret.result is (None if testmode and gone else True)
+    left = [path for age, path in paths.items() if testmode or age not in gone]
+    assert sorted(str(path) for path in releases.iterdir()) == sorted([*left, str(releases / "not-of-the-formula")])
+
+
 # -- k8s_kubeconfig.managed -------------------------------------------------------------------------------------------
 
 
@@ -135,10 +162,11 @@ def test_a_place_that_cannot_be_written_is_a_sentence(node, kubeconfig):
 
 @pytest.fixture(autouse=True)
 def nothing_foreign(node):
-    """This machine need not run systemd, has not the addresses of controller-1, and no neighbours."""
+    """This machine need not run systemd, has not the addresses of controller-1, no neighbours and no etcd."""
     node.fake("k8s_component.foreign", return_value=None)
-    node.fake("k8s_preflight.ports", return_value=[])
+    node.fake("k8s_host.ports", return_value=[])
     node.fake("k8s_skew.neighbours", return_value={})
+    node.fake("k8s_preflight.etcd", return_value=[])
 
 
 def test_a_node_whose_declaration_fits_passes(node, apply, testmode, rows):
@@ -202,8 +230,9 @@ def test_the_faults_of_all_components_and_of_the_node_are_told_at_once(node, app
     components = {name: {**row, "release": "1.37.2"} for name, row in components.items()}
     far = {"serves": True, "release": "1.35.4", "clock": time.time() - 3600, "here": time.time(), "said": ""}
     node.fake("k8s_skew.neighbours", return_value={"controller-2": far})
-    node.fake("k8s_preflight.ports", lambda row: [f"port of {row['name']}"] if row["name"] == "etcd" else [])
-    node.fake("k8s_preflight.disk", return_value=["no room"])
+    node.fake("k8s_host.ports", lambda row: [f"port of {row['name']}"] if row["name"] == "etcd" else [])
+    node.fake("k8s_host.disk", return_value=["no room"])
+    node.fake("k8s_preflight.not_accepted", return_value=["a key"])
     ret = apply(testmode, node, "k8s_preflight.passed", "fits", components=components)
     assert (ret.result, ret.changes) == (False, {})
     *found, last = ret.comment.splitlines()
@@ -217,7 +246,7 @@ def test_the_faults_of_all_components_and_of_the_node_are_told_at_once(node, app
         "3600 s ahead of",
     ):
         assert len([line for line in found if part in line]) == 1, (part, found)
-    assert len(found) == 6
+    assert len(found) == 7
 
 
 def test_a_neighbour_that_was_not_asked_and_a_deprecated_flag_are_told(node, rows):
@@ -380,6 +409,17 @@ def test_a_certificate_that_is_declared_otherwise_is_made_anew_with_its_key(node
     assert ret.changes[str(share / "apiserver.crt")]["old"].endswith(reason)
     assert (share / "apiserver.key").read_text() == key
     assert (tmp_path / "pki/authorities/kubernetes-ca.crt").read_text() == authority
+
+
+def test_a_renewal_that_is_asked_for_makes_every_leaf_anew_and_nothing_else(node, apply, testmode, pki, tmp_path):
+    node.state("k8s_pki.managed", **pki())
+    kept = {path: path.read_bytes() for path in (tmp_path / "pki").rglob("*") if path.is_file() and path.suffix != ".crt"}
+    kept |= {path: path.read_bytes() for path in (tmp_path / "pki/authorities").iterdir()}
+    ret = apply(testmode, node, "k8s_pki.managed", again=False, force=True, **pki())
+    assert ret.result is (None if testmode else True)
+    assert {change["old"] for change in ret.changes.values()} == {"its renewal was asked for"}
+    assert len(ret.changes) == len(pki()["pki"]["certificates"])
+    assert kept == {path: path.read_bytes() for path in kept}
 
 
 @pytest.mark.parametrize("lost", ["authorities/kubernetes-ca.key", "shared/service-account.key", "shared/encryption-key1"])

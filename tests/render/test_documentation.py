@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+import salt.config
+import salt.loader
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -46,17 +48,22 @@ def test_every_argument_is_documented(kind, module, function):
     assert [name for name in names if name not in headings and f"``{name}``" not in text] == []
 
 
+@pytest.fixture(scope="module")
+def runners():
+    """The runners of a master whose configuration leads to the checkout."""
+    return salt.loader.runner({**salt.config.master_config(None), "runner_dirs": [str(ROOT / "_runners")]})
+
+
 @ALL
-def test_every_public_function_is_callable_through_salts_loader(node, kind, module, function):
-    loader = {"_modules": node.modules, "_states": node.compiler.states}.get(kind)
-    if loader is None:
-        pytest.skip("runners are loaded by the master")
+def test_every_public_function_is_callable_through_salts_loader(node, runners, kind, module, function):
+    loader = {"_modules": node.modules, "_states": node.compiler.states, "_runners": runners}[kind]
     assert f"{module}.{function.name}" in loader
 
 
-def test_nothing_but_the_documented_functions_is_public(node):
-    documented_names = {f"{module}.{function.name}" for kind, module, function in FUNCTIONS if kind == "_modules"}
-    loaded = {name for name in node.modules if name.startswith("k8s_")}
+@pytest.mark.parametrize("kind", ["_modules", "_runners"])
+def test_nothing_but_the_documented_functions_is_public(node, runners, kind):
+    documented_names = {f"{module}.{function.name}" for known, module, function in FUNCTIONS if known == kind}
+    loaded = {name for name in {"_modules": node.modules, "_runners": runners}[kind] if name.startswith("k8s_")}
     assert loaded == documented_names
 
 

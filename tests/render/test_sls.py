@@ -13,7 +13,8 @@ SLS = {
     path.relative_to(path.parents[1]).with_suffix("") for path in Path(__file__).parents[2].glob("kubernetes_controller/*.sls")
 }
 SLS = sorted(str(name).replace("/", ".").removesuffix(".init") for name in SLS)
-ORCHESTRATE = ["kubernetes_controller.orchestrate.deploy", "kubernetes_controller.orchestrate.pki"]
+ORCHESTRATE = [f"kubernetes_controller.orchestrate.{name}" for name in ("deploy", "pki", "renew", "rotate_encryption")]
+LIVE = {"serves": True, "providers": {"secrets": [["secretbox", "the-former-key"], ["identity", ""]]}}
 RESERVED = {"include", "extend"}
 
 
@@ -51,6 +52,7 @@ def rendering(new_minion, _kept, declared, helpers):
         one.fake("network.interfaces", return_value={"lo": {"inet": [{"address": "127.0.0.1"}]}, "tap0": facts})
         told = {
             "service.status": lambda node: node in serving,
+            "k8s_encryption.live": lambda node: LIVE if node in serving else "Minion did not return. [No response]",
             "k8s_config.load": lambda node: {"stale": True, "errors": []} if node in stale else {"release": "1.37.2"},
         }
         nodes = [node for node, address in addresses.items() if address]

@@ -9,6 +9,7 @@ KC_LAB names the lab, KC_KEEP=1 leaves it for a look around.
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "lab"))
 
+from kclab import binaries, master  # noqa: E402
 from kclab.lab import Lab  # noqa: E402
 
 COMPONENTS = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"]
@@ -215,6 +217,17 @@ def external_etcd():
         return [f"https://{node.address}:{port}" for node in cluster.nodes]
 
     return start
+
+
+@pytest.fixture(scope="session")
+def real_binaries(tmp_path_factory):
+    """{name: path} of the real binaries of the lab's releases on this machine, for tests that need no node."""
+    mirror = binaries.ensure(kubernetes=[master.RELEASE], etcd=[master.ETCD_RELEASE])
+    directory = tmp_path_factory.mktemp("etcd")
+    (archive,) = (mirror / f"etcd/v{master.ETCD_RELEASE}").glob("*.tar.gz")
+    shutil.unpack_archive(archive, directory)
+    kubernetes = (mirror / f"v{master.RELEASE}/bin/linux/{binaries.ARCH}").glob("kube*[!26]")
+    return {path.name: path for path in [*directory.glob("*/etcd*"), *kubernetes] if not path.suffix}
 
 
 @pytest.fixture(scope="session")

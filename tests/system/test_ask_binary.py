@@ -6,34 +6,21 @@ import socket
 import time
 
 import pytest
-from kclab import binaries
-from kclab import master as lab_master
 
 GOOD = {"errors": [], "warnings": []}
 COMPONENTS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "etcd")
 
 
-@pytest.fixture(scope="session")
-def mirror(tmp_path_factory):
-    mirror = binaries.ensure(kubernetes=[lab_master.RELEASE], etcd=[lab_master.ETCD_RELEASE])
-    directory = tmp_path_factory.mktemp("etcd")
-    archive = mirror / f"etcd/v{lab_master.ETCD_RELEASE}/etcd-v{lab_master.ETCD_RELEASE}-linux-{binaries.ARCH}.tar.gz"
-    shutil.unpack_archive(archive, directory)
-    kubernetes = mirror / f"v{lab_master.RELEASE}/bin/linux/{binaries.ARCH}"
-    (etcd,) = directory.glob("*/etcd")
-    return {"etcd": etcd} | {name: kubernetes / name for name in COMPONENTS[:3]}
-
-
 @pytest.fixture
-def ask(node, rows, mirror):
+def ask(node, rows, real_binaries):
     """Return a function: what the preflight says of a component for a layer of the pillar, with the real binary."""
 
     def asked(name, *layers):
         row = rows(*layers, binaries=False)[name]
         os.makedirs(os.path.dirname(row["binary"]), exist_ok=True)
         if not os.path.exists(row["binary"]):
-            os.symlink(mirror[name], row["binary"])
-        directory = node.modules["k8s_generation.stage"](row)
+            os.symlink(real_binaries[name], row["binary"])
+        directory = node.modules["k8s_generation.draft"](row)
         try:
             return node.modules["k8s_ask_binary.problems"](row, directory)
         finally:
@@ -111,7 +98,10 @@ def etcd(**settings):
             manager(node_monitor_period="6"),
             'node-monitor-period: kube-controller-manager 1.37.2 refuses it: invalid argument "6"',
         ),
-        (manager(controllers=["nope"]), 'kube-controller-manager 1.37.2 refuses it: "nope" is not in the list of known'),
+        (
+            manager(controllers=["nope"]),
+            'settings:controllers: kube-controller-manager 1.37.2 refuses it: "nope" is not in the list of known',
+        ),
         (manager(feature_gates={"Nope": True}), "feature-gates: kube-controller-manager 1.37.2 has no feature gate Nope"),
         (
             scheduler(leader_elect_lease_duration="x"),
@@ -119,11 +109,11 @@ def etcd(**settings):
         ),
         (
             ("kube-scheduler", {"scheduler": {"config": {"apiVersion": "kubescheduler.config.k8s.io/v1beta2"}}}),
-            'kube-scheduler 1.37.2 refuses it: no kind "KubeSchedulerConfiguration" is registered for version',
+            ':config: kube-scheduler 1.37.2 refuses it: no kind "KubeSchedulerConfiguration" is registered for version',
         ),
         (
             ("kube-scheduler", {"scheduler": {"config": {"parallelsm": 3}}}),
-            'kube-scheduler 1.37.2 refuses it: strict decoding error: unknown field "parallelsm"',
+            ':config: kube-scheduler 1.37.2 refuses it: strict decoding error: unknown field "parallelsm"',
         ),
         (etcd(heartbeat_intervall=3), "heartbeat-intervall: etcd 3.7.3 has no such flag (nearest: heartbeat-interval)."),
         (etcd(heartbeat_interval="abc"), 'heartbeat-interval: etcd 3.7.3 refuses it: invalid value "abc"'),
@@ -138,7 +128,9 @@ def test_what_a_binary_refuses_is_one_sentence_with_its_pillar_key(ask, wrong, s
     answer = ask(name, layer)
     assert len(answer["errors"]) == 1, answer
     assert says in answer["errors"][0]
-    assert answer["errors"][0].startswith(f"kubernetes_controller:{next(iter(layer))}:settings")
+    assert answer["errors"][0].startswith(
+        f"kubernetes_controller:{next(iter(layer))}:{'config' if says.startswith(':config') else 'settings'}"
+    )
     assert "/run/" not in answer["errors"][0]
 
 
@@ -182,10 +174,10 @@ def test_the_dry_run_reaches_no_etcd_and_writes_nothing(ask, tmp_path, helpers):
 
 
 @pytest.mark.parametrize("size", [0, 100, 1_000_000, 60_000_000])
-def test_a_truncated_binary_is_one_sentence(node, rows, mirror, size, tmp_path):
+def test_a_truncated_binary_is_one_sentence(node, rows, real_binaries, size, tmp_path):
     row = rows(binaries=False)["kube-apiserver"]
     os.makedirs(os.path.dirname(row["binary"]))
-    with open(mirror["kube-apiserver"], "rb") as whole, open(row["binary"], "wb") as part:
+    with open(real_binaries["kube-apiserver"], "rb") as whole, open(row["binary"], "wb") as part:
         part.write(whole.read(size))
     os.chmod(row["binary"], 0o755)
     answer = node.modules["k8s_preflight.problems"](row)

@@ -111,3 +111,17 @@ def test_a_certificate_is_described_in_one_line(modules, made):
     assert modules["k8s_certificate.fingerprint"](made["chain"]) == modules["k8s_certificate.fingerprint"](made["below"])
     with pytest.raises(CommandExecutionError, match="not a PEM certificate"):
         modules["k8s_certificate.describe"](made["garbage"])
+
+
+def test_the_end_of_every_certificate_in_a_directory_is_told(modules, made, tmp_path):
+    pair = [made["ca"], made["good"], made["good_key"]]
+    kubeconfig = modules["k8s_kubeconfig.render"]("https://10.8.0.101:6443", "kubernetes", "me", *pair)
+    texts = {"tls.crt": made["good"], "bundle.crt": made["both_ca"] + made["expired"], "kubeconfig": kubeconfig}
+    for name, text in {**texts, "tls.key": made["good_key"], "start": "#!/bin/sh"}.items():
+        (tmp_path / name).write_text(text)
+    found = modules["k8s_certificate.ends"](str(tmp_path))
+    assert list(found) == ["bundle.crt", "kubeconfig", "tls.crt"]
+    assert found["tls.crt"].startswith("364 days, until ") and found["tls.crt"].endswith("(CN=good)")
+    assert found["kubeconfig"] == found["tls.crt"]
+    assert found["bundle.crt"].startswith("-")
+    assert list(modules["k8s_certificate.ends"](str(tmp_path), within_days=30)) == ["bundle.crt"]

@@ -38,9 +38,9 @@ def assert_no_secrets(text, material):
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_on_run():
-    before = set(Path("/run").glob("kubernetes-controller-staged*"))
+    before = set(Path("/run").glob(f"kubernetes-controller-draft-{os.getpid()}-*"))
     yield
-    assert set(Path("/run").glob("kubernetes-controller-staged*")) == before
+    assert set(Path("/run").glob(f"kubernetes-controller-draft-{os.getpid()}-*")) == before
 
 
 # -- certificates and keys --------------------------------------------------------------------------------------------
@@ -121,9 +121,9 @@ def test_an_encryption_key_more_is_fine(node, rows):
 
 def test_what_is_staged_is_for_root_alone_and_names_itself(node, rows, material):
     row = rows({"scheduler": {"files": {"kubeconfig": {"kubeconfig": {"embed": False}}}}})["kube-scheduler"]
-    leftover = Path("/run/kubernetes-controller-staged-999999999-x")
+    leftover = Path("/run/kubernetes-controller-draft-999999999-x")
     leftover.mkdir()
-    directory = Path(node.modules["k8s_generation.stage"](row))
+    directory = Path(node.modules["k8s_generation.draft"](row))
     try:
         assert not leftover.exists()
         assert (directory.stat().st_mode & 0o7777, directory.stat().st_uid) == (0o700, 0)
@@ -307,7 +307,9 @@ def test_where_no_namespace_can_be_had_the_binary_is_not_started(node, scheduler
         unshare = staticmethod(lambda *_: 1)
 
     monkeypatch.setitem(node.modules["k8s_ask_binary.options"].func.__globals__, "LIBC", Refusing)
-    assert problems(node, row) == []
+    answer = node.modules["k8s_preflight.problems"](row)
+    assert answer["errors"] == []
+    assert "no network namespace can be made here" in answer["warnings"][0]
     assert not (tmp_path / "started").exists()
 
 
@@ -315,9 +317,9 @@ def test_where_no_namespace_can_be_had_the_binary_is_not_started(node, scheduler
 
 
 def test_a_disk_with_too_little_room_is_named_with_its_directories(node, rows):
-    assert node.modules["k8s_preflight.disk"](rows()) == []
+    assert node.modules["k8s_host.disk"](rows()) == []
     wanting = rows({"rollout": {"preflight": {"min_free_mib": 10**9}}})
-    (found,) = node.modules["k8s_preflight.disk"](wanting)
+    (found,) = node.modules["k8s_host.disk"](wanting)
     for row in wanting.values():
         assert row["home"] in found
         assert os.path.dirname(row["binary"]) in found
@@ -336,7 +338,7 @@ def bound(node, rows):
             unit["pid"] = os.getpid() if own else 0
             settings = {"bind-address": declared, "secure-port": port or server.getsockname()[1]}
             row = rows({"scheduler": {"settings": settings}}, binaries=False)["kube-scheduler"]
-            return server.getsockname()[1], node.modules["k8s_preflight.ports"](row)
+            return server.getsockname()[1], node.modules["k8s_host.ports"](row)
 
     return asked
 
@@ -364,5 +366,5 @@ def test_both_ports_of_etcd_are_looked_at(node, rows):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         urls = {f"listen-{kind}-urls": f"https://127.0.0.1:{port}" for kind in ("client", "peer")}
-        found = node.modules["k8s_preflight.ports"](rows({"etcd": {"settings": urls}}, binaries=False)["etcd"])
+        found = node.modules["k8s_host.ports"](rows({"etcd": {"settings": urls}}, binaries=False)["etcd"])
     assert [line.split(": ")[0].rpartition(":")[2] for line in found] == ["listen-client-urls", "listen-peer-urls"]

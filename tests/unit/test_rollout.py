@@ -295,10 +295,49 @@ def test_a_record_that_cannot_be_kept_is_a_sentence_and_not_the_end(runner, reco
     assert "last.json cannot be read" in capsys.readouterr().out
 
 
+def test_a_minion_cannot_control_the_operators_terminal(runner, record, capsys):
+    with runner._Sink(runner._record_dir(), record) as sink:
+        tag, data = progress("controller-1", "done", said="\x1b[2Jwell")
+        data["data"]["node"] = "controller-2"
+        sink.lines(fold(record, starts(FIRST, NODES), (tag, data)))
+    assert "?[2Jwell" in capsys.readouterr().out
+    assert [row["node"] for row in record.data["rows"]] == ["controller-1"]
+
+
 def test_where_the_record_itself_is_asked_for_lines_go_to_standard_error(runner, capsys):
     runner.__opts__["output"] = "json"
     runner._print("a line")
     assert capsys.readouterr() == ("", "a line\n")
+
+
+class Bus:
+    """A bus that has these events, and gives back what is sent to it after them."""
+
+    def __init__(self, events=(), lost=0):
+        self.events, self.lost = [{"tag": tag, "data": data} for tag, data in events], lost
+
+    def fire_event(self, data, tag):
+        self.lost -= 1
+        if self.lost < 0:
+            self.events.append({"tag": tag, "data": data})
+
+    def get_event(self, wait, full):
+        return self.events.pop(0) if self.events else None
+
+
+def test_a_mark_comes_back_after_all_that_was_before_it_even_when_it_is_lost_at_first(runner, record, tmp_path):
+    with runner._Sink(str(tmp_path), record) as sink:
+        follow = runner._follower(Bus(ROLLED, lost=1), JID, record, sink)
+        assert follow("end", 5) is True
+    assert len(record.data["steps"]) == 2
+
+
+def test_a_bus_that_does_not_answer_or_never_rests_holds_nobody_up(runner, record, tmp_path):
+    with runner._Sink(str(tmp_path), record) as sink:
+        assert runner._follower(Bus(lost=100), JID, record, sink)("start", 0.2) is False
+        busy = Bus([("salt/auth", {})] * 3)
+        assert runner._follower(busy, JID, record, sink)() is False
+    assert len(busy.events) == 2
 
 
 def test_the_default_place_is_that_of_the_formula(runner, defaults):

@@ -38,6 +38,12 @@ A, C, S = "kube-apiserver", "kube-controller-manager", "kube-scheduler"
         ({A: "1.35.4"}, {A: "1.36.3"}, {"b": "1.37.2"}, ["would go back over a minor", "from that of b (1.37.2)"]),
         ({C: "1.37.2"}, {A: "1.36.3", C: "1.36.3"}, {}, ["kube-controller-manager 1.37.2 would be newer than this node's"]),
         ({A: "1.37.2", C: "1.37.2", S: "1.37.2"}, {A: "1.36.3", C: "1.36.3", S: "1.36.3"}, {}, []),
+        (
+            {A: "1.36.3", C: "1.36.3", S: "1.36.3"},
+            {A: "1.37.2", C: "1.37.2", S: "1.36.3"},
+            {},
+            ["release: kube-apiserver, kube-controller-manager 1.36.3 would go back over a minor release, 1.37.2 is live"],
+        ),
         ({A: "2.0.0"}, {A: "1.37.2"}, {}, ["963 minor releases"]),
         ({A: "1.37.0-rc.1"}, {A: "1.36.3"}, {}, []),
         ({"etcd": "3.7.3"}, {"etcd": "3.5.9"}, {}, ["kubernetes_controller:etcd:release: etcd 3.7.3 is 2 minor"]),

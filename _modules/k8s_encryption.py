@@ -1,0 +1,269 @@
+"""
+Encryption at rest: what the live configuration is, how to get from it to the declared one, and what etcd really holds.
+
+``plan`` is pure: which configurations lead, one after another, from the live ones of all controllers to the declared
+one, so that at each moment every API server can read what any other one writes. Nothing here returns a key.
+"""
+
+import base64
+import json
+import subprocess
+
+import salt.utils.files
+import yaml
+from salt.exceptions import CommandExecutionError
+
+FLAG = "encryption-provider-config"
+PLAIN = ["identity", ""]
+MARK = b"k8s:enc:"
+# What the API server writes before an encrypted value, by provider (k8s.io/apiserver, pkg/server/options/encryptionconfig).
+VERSIONS = {"secretbox": "v1", "aescbc": "v1", "aesgcm": "v1", "kms": "v2"}
+PAGE = 200
+
+
+def live():
+    """
+    Return what this node's API server encrypts with: ``serves`` (bool) and ``providers``, {resource: list of pairs}.
+
+    A pair is a kind of provider and the name of a key (of a provider without keys: its options). The first one writes.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-*' k8s_encryption.live
+    """
+    row = _api()
+    return {"serves": __salt__["k8s_health.serves"](row), "providers": _flat(_configured(row))}
+
+
+def plan(declared, lives):
+    """
+    Return the steps from the live configurations to the declared one: a list of ``step`` and ``encryption``.
+
+    declared
+        The pillar's ``encryption`` (list): resources and providers with names of keys.
+    lives
+        {minion: ``providers`` of ``live``} of every controller.
+
+    ``add``: the new keys are readable everywhere. ``promote``: they write. ``rewrite``: what is stored is written anew (it
+    has no configuration of its own). ``drop``: the declared configuration, without the former keys. A rotation that was
+    cut off goes on where it was; [] when nothing is to do.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local k8s_encryption.plan '[]' '{}'
+    """
+    wanted, steps = _flat(declared), []
+    resources = list(dict.fromkeys([*wanted, *(resource for one in lives.values() for resource in one)]))
+    target = {resource: wanted.get(resource, [PLAIN]) for resource in resources}
+    present = [{resource: one.get(resource, [PLAIN]) for resource in resources} for one in lives.values()]
+    if all(one == target for one in present):
+        return []
+    known = {resource: _union([one[resource] for one in present]) for resource in resources}
+    promoted = {resource: _union([target[resource], known[resource]]) for resource in resources}
+    if any(pair not in one[resource] for one in present for resource in resources for pair in target[resource]):
+        added = {resource: _union([known[resource], target[resource]]) for resource in resources}
+        steps.append({"step": "add", "encryption": _nested(added)})
+    if steps or any(one[resource][: len(target[resource])] != target[resource] for one in present for resource in resources):
+        steps.append({"step": "promote", "encryption": _nested(promoted)})
+    steps.append({"step": "rewrite", "encryption": None})
+    steps.append({"step": "drop", "encryption": declared})
+    return steps
+
+
+def left(row):
+    """
+    Return how many stored objects are not under the key that the live configuration writes with: {resource: number}.
+
+    row
+        The row of kube-apiserver in the configuration's ``components``, or its ``api`` part. etcd itself is asked.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_encryption.left "$ROW"
+    """
+    found = {resource: len(_strangers(row, resource, pairs)) for resource, pairs in _flat(_configured(row)).items()}
+    return {resource: number for resource, number in found.items() if number}
+
+
+def rewrite(row):
+    """
+    Write what ``left`` counts anew, so that it is stored under the first key. Returns {resource: number written}.
+
+    row
+        See ``left``.
+
+    Each object is read and put back as it is, which the API server stores encrypted anew
+    (https://kubernetes.io/docs/tasks/administer-cluster/encrypt-data/#rotating-a-decryption-key). Raises
+    CommandExecutionError when an object cannot be written.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_encryption.rewrite "$ROW"
+    """
+    done = {}
+    for resource, pairs in _flat(_configured(row)).items():
+        for place in _strangers(row, resource, pairs):
+            _put_back(row, _collection(row, resource), place)
+            done[resource] = done.get(resource, 0) + 1
+    return done
+
+
+# -- configurations ---------------------------------------------------------------------------------------------------
+
+
+def _api():
+    cfg = __salt__["k8s_config.load"](fresh=True)
+    if "errors" in cfg:
+        raise CommandExecutionError("\n".join(cfg["errors"]))
+    if "kube-apiserver" not in cfg["components"]:
+        raise CommandExecutionError("this node runs no kube-apiserver")
+    return cfg["components"]["kube-apiserver"]
+
+
+def _configured(row):
+    """Return the resources of the live EncryptionConfiguration (list), with names of keys only."""
+    path = __salt__["k8s_generation.flags"](row["home"]).get(FLAG)
+    if not path:
+        return []
+    with salt.utils.files.fopen(path, encoding="utf-8") as handle:
+        entries = yaml.safe_load(handle).get("resources", [])
+    for entry in entries:
+        for provider in entry["providers"]:
+            for options in provider.values():
+                if options and "keys" in options:
+                    options["keys"] = [key["name"] for key in options["keys"]]
+    return entries
+
+
+def _flat(entries):
+    """Return {resource: list of pairs (kind, key or options)} of a configuration's resources."""
+    found = {}
+    for entry in entries:
+        pairs = []
+        for provider in entry["providers"]:
+            for kind, options in provider.items():
+                if options and "keys" in options:
+                    pairs += [[kind, key] for key in options["keys"]]
+                else:
+                    pairs.append([kind, json.dumps(options, sort_keys=True) if options else ""])
+        for resource in entry["resources"]:
+            found.setdefault(resource, pairs)
+    return found
+
+
+def _nested(flat):
+    """Return a configuration's resources for {resource: pairs}; resources that have the same share an entry."""
+    entries = []
+    for resource, pairs in flat.items():
+        providers = []
+        for kind, word in pairs:
+            keyed = kind != "identity" and not word.startswith("{")
+            last = providers[-1].get(kind) if providers and keyed else None
+            if last:
+                last["keys"].append(word)
+            else:
+                providers.append({kind: {"keys": [word]} if keyed else json.loads(word or "{}")})
+        same = next((entry for entry in entries if entry["providers"] == providers), None)
+        if same:
+            same["resources"].append(resource)
+        else:
+            entries.append({"resources": [resource], "providers": providers})
+    return entries
+
+
+def _union(lists):
+    """Return what is in any of the lists, in the order in which it first stands there."""
+    found = []
+    for pair in (pair for one in lists for pair in one):
+        if pair not in found:
+            found.append(pair)
+    return found
+
+
+# -- what is stored ---------------------------------------------------------------------------------------------------
+
+
+def _written_as(pair):
+    """Return what a value begins with that was written with a pair; None for one that is plain."""
+    kind, word = pair
+    if kind == "identity":
+        return None
+    name = json.loads(word)["name"] if word.startswith("{") else word
+    return f"k8s:enc:{kind}:{VERSIONS.get(kind, 'v1')}:{name}:".encode()
+
+
+def _strangers(row, resource, pairs):
+    """Return the places (namespace/name, or name) of stored objects that were not written with the first pair."""
+    if "*" in resource:
+        raise CommandExecutionError(
+            f"kubernetes_controller:encryption: {resource}: what etcd holds of it is not known; name each resource."
+        )
+    begin, found = _written_as(pairs[0]), []
+    for prefix in _prefixes(row, resource):
+        for key, value in _stored(row, prefix):
+            right = value.startswith(begin) if begin else not value.startswith(MARK)
+            if not right:
+                found.append(key[len(prefix) :].decode())
+    return found
+
+
+def _prefixes(row, resource):
+    """Return the prefixes under which etcd may hold a resource: of the built-in ones, and of those with a group of their own."""
+    root = __salt__["k8s_generation.flags"](row["home"]).get("etcd-prefix", "/registry")
+    name, _, group = resource.partition(".")
+    return [f"{root}/{name}/".encode(), *([f"{root}/{group}/{name}/".encode()] if group else [])]
+
+
+def _stored(row, prefix):
+    """Yield key and value of all that etcd holds below a prefix, page by page."""
+    end, begin = prefix[:-1] + bytes([prefix[-1] + 1]), prefix
+    while True:
+        command = [row["etcdctl"], "get", begin.decode(), end.decode(), f"--limit={PAGE}", "--write-out=json"]
+        answer = subprocess.run(
+            command, env=__salt__["k8s_etcdctl.environment"](row), capture_output=True, text=True, check=False, timeout=60
+        )
+        if answer.returncode:
+            raise CommandExecutionError(f"etcd cannot be asked what it holds: {answer.stderr.strip()[-300:]}")
+        pairs = json.loads(answer.stdout).get("kvs", [])
+        for pair in pairs:
+            yield base64.b64decode(pair["key"]), base64.b64decode(pair.get("value", ""))
+        if len(pairs) < PAGE:
+            return
+        begin = base64.b64decode(pairs[-1]["key"]) + b"!"  # before any character that the name of an object can go on with
+
+
+def _collection(row, resource):
+    """Return the API path of a resource (list of what stands before and after the namespace)."""
+    name, _, group = resource.partition(".")
+    root = "/api/v1"
+    if group:
+        answer = __salt__["k8s_health.api"](row, f"/apis/{group}")
+        if answer["status"] != 200:
+            raise CommandExecutionError(f"{resource}: the API server said {answer['status']} to /apis/{group}")
+        root = f"/apis/{json.loads(answer['body'])['preferredVersion']['groupVersion']}"
+    return root, name
+
+
+def _put_back(row, collection, place):
+    root, plural = collection
+    namespace, _, name = place.rpartition("/")
+    path = f"{root}/{f'namespaces/{namespace}/' if namespace else ''}{plural}/{name}"
+    for _ in range(5):
+        answer = __salt__["k8s_health.api"](row, path)
+        if answer["status"] == 404:  # removed meanwhile
+            return
+        if answer["status"] == 200:
+            answer = __salt__["k8s_health.api"](row, path, method="PUT", body=answer["body"])
+        if answer["status"] in (200, 404):
+            return
+        if answer["status"] != 409:  # somebody else wrote it meanwhile
+            break
+    raise CommandExecutionError(f"{plural} {place} cannot be written anew: {answer['status']} {answer['body'][:300]}")

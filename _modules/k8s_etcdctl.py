@@ -1,0 +1,176 @@
+"""
+Ask etcd by ``etcdctl``, as this node: with the identity that is live, or with the one that is declared.
+"""
+
+import base64
+import concurrent.futures
+import json
+import os
+import re
+import socket
+import ssl
+import subprocess
+import urllib.parse
+
+from salt.exceptions import CommandExecutionError
+
+TIMEOUT_S = 3
+MEMBER = ("listen-client-urls", "trusted-ca-file", "peer-cert-file", "peer-key-file")
+CLIENT = ("etcd-servers", "etcd-cafile", "etcd-certfile", "etcd-keyfile")
+VARIABLES = ("ETCDCTL_ENDPOINTS", "ETCDCTL_CACERT", "ETCDCTL_CERT", "ETCDCTL_KEY")
+
+
+def environment(row, directory=None):
+    """
+    Return the environment (dict) in which etcdctl reaches the cluster.
+
+    row
+        A row of the configuration's ``components``. The identity is that of the node's API server, or the member's own
+        where the row is etcd's.
+    directory
+        Where the row's declared generation is drafted (``k8s_generation.draft``); without it the live one counts.
+
+    Raises CommandExecutionError where there is no identity.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_etcdctl.environment "$ROW"
+    """
+    etcd = row["name"] == "etcd"
+    if directory:
+        flags = {flag: value.replace(f"{row['home']}/live/", f"{directory}/") for flag, value in row["settings"].items()}
+    else:
+        home = row["home"] if etcd else (row["api"] or {}).get("home", "")
+        flags = __salt__["k8s_generation.flags"](home)
+    access = [flags.get(name) for name in (MEMBER if etcd else CLIENT)]
+    if not all(access):
+        raise CommandExecutionError(f"no generation of {'etcd' if etcd else 'kube-apiserver'} with access to etcd is live here")
+    return {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), **dict(zip(VARIABLES, access, strict=True))}
+
+
+def get(row, prefix, directory=None):
+    """
+    Return {key: value} of all keys that begin with ``prefix``.
+
+    row, directory
+        See ``environment``.
+    prefix
+        Beginning of the keys.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_etcdctl.get "$ROW" /kubernetes_controller/accepts/
+    """
+    answer = json.loads(_run(row, ["get", "--prefix", "--write-out=json", prefix], environment(row, directory)))
+    return {_plain(pair["key"]): _plain(pair.get("value", "")) for pair in answer.get("kvs", [])}
+
+
+def put(row, key, value):
+    """
+    Set a key, with the live identity.
+
+    row
+        See ``environment``.
+    key, value
+        Texts; no secrets, as they are arguments of a process.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_etcdctl.put "$ROW" /kubernetes_controller/note hello
+    """
+    _run(row, ["put", key, value], environment(row))
+    return True
+
+
+def health(row, directory=None):
+    """
+    Return for each etcd server whether it answers and has a quorum: {url: {"ok": bool, "said": str}}.
+
+    row, directory
+        See ``environment``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_etcdctl.health "$ROW"
+    """
+    access = environment(row, directory)
+    servers = access["ETCDCTL_ENDPOINTS"].split(",")
+    with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:
+        reasons = list(pool.map(lambda server: _trouble(row, server, access), servers))
+    return {server: {"ok": reason is None, "said": reason or ""} for server, reason in zip(servers, reasons, strict=True)}
+
+
+def _trouble(row, server, access):
+    """Return why one etcd server does not answer well, or None."""
+    reason = _closed(server)
+    if reason is not None:
+        return reason
+    try:
+        _run(row, ["endpoint", "health"], access | {"ETCDCTL_ENDPOINTS": server})
+    except CommandExecutionError as exc:
+        return _alert(server, access) or str(exc)
+    return None
+
+
+def _alert(server, access):
+    """Return the TLS alert with which etcd ends a connection, or None; etcdctl often writes too soon to see it."""
+    where = urllib.parse.urlsplit(server)
+    try:
+        context = ssl.create_default_context(cafile=access["ETCDCTL_CACERT"])
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # brought CAs often lack the extensions that it asks for
+        context.load_cert_chain(access["ETCDCTL_CERT"], access["ETCDCTL_KEY"])
+        raw = socket.create_connection((where.hostname, where.port or 2379), timeout=1)
+        with raw, context.wrap_socket(raw, server_hostname=where.hostname) as one:
+            one.recv(1)
+    except ssl.SSLError as exc:
+        return f"{(exc.reason or str(exc)).replace('_', ' ').lower()} (TLS)"
+    except OSError:
+        pass
+    return None
+
+
+def _closed(server):
+    """Return why nothing can be asked at a URL, or None: etcdctl would wait out its time."""
+    where = urllib.parse.urlsplit(server)
+    try:
+        socket.create_connection((where.hostname, where.port or 2379), timeout=TIMEOUT_S).close()
+    except (OSError, ValueError, OverflowError) as exc:
+        return getattr(exc, "strerror", None) or str(exc)
+    return None
+
+
+def _plain(text):
+    return base64.b64decode(text).decode()
+
+
+def _run(row, arguments, access):
+    """Return what etcdctl prints; raise CommandExecutionError with etcd's own reason."""
+    command = [row["etcdctl"], f"--dial-timeout={TIMEOUT_S}s", f"--command-timeout={TIMEOUT_S}s", *arguments]
+    try:
+        answer = subprocess.run(command, env=access, capture_output=True, text=True, check=False, timeout=4 * TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise CommandExecutionError(f"{row['etcdctl']}: {getattr(exc, 'strerror', None) or 'no answer'}") from exc
+    if answer.returncode:
+        raise CommandExecutionError(_reason(answer.stderr + answer.stdout))
+    return answer.stdout
+
+
+def _reason(said):
+    """Return the innermost reason in what etcdctl says of a failure."""
+    lines = [line for line in said.splitlines() if line.strip() and "unhealthy cluster" not in line]
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line)["error"] if line.startswith("{") else line)
+        except (ValueError, KeyError, TypeError):
+            found.append(line)
+    telling = [line for line in found if "desc = " in line] or found or ["no reason given"]
+    return re.sub(r"^Error: ", "", telling[0].rpartition("desc = ")[2].replace('\\"', '"').strip().strip('"'))

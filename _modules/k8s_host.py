@@ -1,0 +1,114 @@
+"""
+What the machine has to give before a component is touched: room on its disks, and the ports that it binds.
+"""
+
+import errno
+import os
+import socket
+import urllib.parse
+
+MIB = 1024 * 1024
+
+
+def disk(components):
+    """
+    Return a sentence for each file system of the components' directories that has too little free space.
+
+    components
+        Rows of the configuration's ``components`` (dict).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_host.disk '{}'
+    """
+    found, seen = [], {}
+    for row in components.values():
+        for directory in (row["home"], os.path.dirname(row["binary"]), *row["directories"]):
+            present = _existing(directory)
+            _, _, directories = seen.setdefault(os.stat(present).st_dev, (present, row["preflight"]["min_free_mib"], []))
+            directories.append(directory)
+    for present, least, directories in seen.values():
+        stat = os.statvfs(present)
+        free = stat.f_bavail * stat.f_frsize // MIB
+        if free < least:
+            found.append(
+                f"{', '.join(dict.fromkeys(directories))}: {free} MiB free, expected at least {least} "
+                "(kubernetes_controller:rollout:preflight:min_free_mib). Make room, with old releases first."
+            )
+    return found
+
+
+def ports(row):
+    """
+    Return a sentence for each address and port that a component will bind and cannot, as another process has it.
+
+    row
+        A row of the configuration's ``components``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_host.ports "$ROW"
+    """
+    found, live = [], _bound(row, __salt__["k8s_generation.flags"](row["home"]))
+    for address, port, flag in _bound(row, row["settings"]):
+        reason = _cannot_bind(address, port)
+        if reason is None or (address, port) in [bound[:2] for bound in live] and _runs(row):
+            continue
+        key = f"kubernetes_controller:{row['key']}:settings:{flag}"
+        if reason == errno.EADDRINUSE:
+            holder = __salt__["k8s_component.listener"](port) or {"pid": 0, "binary": "unknown"}
+            if holder["pid"] and holder["pid"] == __salt__["k8s_component.process"](row["name"])["pid"]:
+                continue
+            found.append(
+                f"{key}: port {port} of {address or 'all addresses'} is held by process {holder['pid']} ({holder['binary']}), so "
+                f"{row['name']} could not start. Stop that process, or choose another port."
+            )
+        else:
+            found.append(f"{key}: {row['name']} cannot bind {address}:{port} here ({os.strerror(reason)}).")
+    return found
+
+
+def _existing(path):
+    """Return the nearest directory on the way to ``path`` that is there."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _bound(row, flags):
+    """Return [(address, port, flag)] that a component binds with ``flags``; an address "" is all of them."""
+    if row["name"] == "etcd":
+        found = []
+        for flag in ("listen-client-urls", "listen-peer-urls"):
+            for url in filter(None, flags.get(flag, "").split(",")):
+                where = urllib.parse.urlsplit(url)
+                found.append((where.hostname or "", where.port or 0, flag))
+        return found
+    port = flags.get("secure-port", str(row["port"]))
+    address = flags.get("bind-address", "")
+    address = "" if address in ("0.0.0.0", "::") else address  # noqa: S104 (compared with, not bound)
+    return [(address, int(port), "secure-port")] if flags and port.isdigit() and int(port) else []
+
+
+def _runs(row):
+    return bool(__salt__["k8s_component.process"](row["name"])["pid"])
+
+
+def _cannot_bind(address, port):
+    """Return why (errno) a TCP address cannot be bound, or None. It is bound for a moment, and never listened at."""
+    try:
+        ((family, kind, _, _, where), *_) = socket.getaddrinfo(
+            address or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICHOST
+        )
+        with socket.socket(family, kind) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(where)
+    except socket.gaierror:
+        return None  # a name, or no address at all: the binary says what it thinks of it
+    except (OSError, OverflowError) as exc:
+        return getattr(exc, "errno", None) or errno.EINVAL
+    return None

@@ -1,0 +1,19 @@
+{#- Certificates that are due are renewed, and taken up by a rollout; with pillar='{"force": true}' all leaf certificates are.
+    Fit for a schedule of the master: where nothing is due it changes nothing. -#}
+{%- from "kubernetes_controller/map.jinja" import cfg, unready with context %}
+{%- if not cfg %}
+{{ unready }}
+{%- else %}
+
+include:
+  - kubernetes_controller.orchestrate.deploy
+
+Certificates that are due are renewed:
+  k8s_pki.managed:
+    - name: {{ cfg.pki.directory }}
+    - pki: {{ cfg.pki | json }}
+    - force: {{ pillar.get("force", false) | json }}
+    - order: first
+    - require_in:
+      - sls: kubernetes_controller.orchestrate.pki
+{%- endif %}

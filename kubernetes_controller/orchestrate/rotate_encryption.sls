@@ -1,0 +1,86 @@
+{#- From the encryption that is live to the one that the pillar declares: the new keys are added everywhere, promoted, what is
+    stored is written anew and proven, and only then the former keys go. Goes on where an earlier run was cut off. -#}
+{%- from "kubernetes_controller/map.jinja" import cfg, unready with context %}
+{%- if not cfg %}
+{{ unready }}
+{%- else %}
+{%- set nodes = cfg.controllers | list %}
+{%- set lives, faults = {}, [] %}
+{%- set answers = salt["saltutil.cmd"](nodes, "k8s_encryption.live", tgt_type="list") %}
+{%- for node in nodes %}
+{%- set said = (answers.get(node) or {}).get("ret") %}
+{%- if said is mapping and said.get("serves") %}
+{%- do lives.update({node: said.providers}) %}
+{%- else %}
+{%- do faults.append(node ~ (": its API server does not serve" if said is mapping else ": " ~ (said or "no answer"))) %}
+{%- endif %}
+{%- endfor %}
+
+include:
+  - kubernetes_controller.orchestrate.pki
+
+{%- if faults %}
+
+Every controller serves before keys are exchanged:
+  test.fail_without_changes:
+    - name: {{ (faults | join("; ") ~ ". Nothing was touched.") | json }}
+    - comment: {{ (faults | join("; ") ~ ". Keys are exchanged only while all controllers serve; nothing was touched.") | json }}
+{%- else %}
+{%- set steps = salt["k8s_encryption.plan"](cfg.encryption, lives) %}
+{%- set last = namespace(id=none) %}
+{%- for step in steps %}
+{%- set rollout = dict(cfg.rollout, mode="automatic") %}
+{%- if step.step == "drop" %}{% do rollout.update({"drop_encryption_keys": true}) %}{% endif %}
+{%- set once = dict(kubernetes_controller=dict(rollout=rollout, encryption=step.encryption or cfg.encryption)) %}
+{%- if step.step == "rewrite" %}
+
+rewrite, what is stored is under the new key:
+  salt.state:
+    - tgt: {{ [nodes | first] | json }}
+    - tgt_type: list
+    - sls: kubernetes_controller.encryption
+    - expect_minions: True
+    - require:
+      - sls: kubernetes_controller.orchestrate.pki
+      {%- if last.id %}
+      - salt: {{ last.id }}
+      {%- endif %}
+{%- set last.id = "rewrite, what is stored is under the new key" %}
+{%- else %}
+
+{{ step.step }}, every controller passed its rehearsal:
+  salt.state:
+    - tgt: {{ nodes | json }}
+    - tgt_type: list
+    - sls: kubernetes_controller.rehearsal
+    - expect_minions: True
+    - pillar: {{ once | json }}
+    - require:
+      - sls: kubernetes_controller.orchestrate.pki
+      {%- if last.id %}
+      - salt: {{ last.id }}
+      {%- endif %}
+{%- set last.id = step.step ~ ", every controller passed its rehearsal" %}
+{%- for node in nodes %}
+
+{{ step.step }}, the API server of {{ node }}:
+  salt.state:
+    - tgt: {{ [node] | json }}
+    - tgt_type: list
+    - sls: kubernetes_controller.apiserver
+    - expect_minions: True
+    - pillar: {{ once | json }}
+    - require:
+      - salt: {{ last.id }}
+{%- set last.id = step.step ~ ", the API server of " ~ node %}
+{%- endfor %}
+{%- endif %}
+{%- endfor %}
+{%- if not steps %}
+
+The encryption is as declared on every controller:
+  test.succeed_without_changes:
+    - name: {{ nodes | join(", ") }}
+{%- endif %}
+{%- endif %}
+{%- endif %}
