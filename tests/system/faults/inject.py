@@ -5,7 +5,9 @@ Each is a context manager that takes the world (``World``) and leaves the lab as
 something as an operator does and returns his ``Outcome``.
 """
 
+import base64
 import contextlib
+import secrets
 import shutil
 import threading
 from pathlib import Path
@@ -348,6 +350,10 @@ def another_cluster(world, share):
 
 def etcd_client_of_another_ca(world, share):
     write_pair(share, "apiserver-etcd-client", world.new_authority("etcd-ca").issue("kube-apiserver"))
+
+
+def new_encryption_key(_world, share):
+    (share / "encryption-key9").write_text(base64.b64encode(secrets.token_bytes(32)).decode())
 
 
 def another_service_account_key(world, share):

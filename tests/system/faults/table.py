@@ -122,6 +122,21 @@ DECLARATION = [
         touched=WITH_API,
     ),
     Fault(
+        "garbage in the encryption configuration, without a rehearsal", (5, 6), "gate, after a reload",
+        ("kube-apiserver: generation", "(reload (file encryption.yaml)) did not pass its gate", "is back and serves"),
+        over(
+            NO_REHEARSAL, {"rollout": {"drop_encryption_keys": True, "ignore": ["overlap"], "gate": {"timeout_s": 10}}},
+            file_of("apiserver", "encryption.yaml", encryption=None, text="kind: EncryptionConfiguration\nresources: [garbage]\n"),
+        ),
+        run=part("apiserver"),
+    ),
+    Fault(
+        "a first, unknown encryption key on one node only", (3,), "preflight",
+        ("kubernetes_controller:encryption: the first key for secrets", "is not known to controller-2, controller-3 yet"),
+        {"encryption": [{"resources": ["secrets"], "providers": [{"secretbox": {"keys": ["encryption-key9", "encryption-key1"]}}]}]},
+        material(inject.new_encryption_key), ci=True,
+    ),
+    Fault(
         "port taken", (2,), "preflight",
         ("kubernetes_controller:scheduler:settings:secure-port: port 10999 of 10.8.0.101 is held by process",),
         {"scheduler": {"port": 10999}}, inject=inject.port_taken,
@@ -178,6 +193,16 @@ CERTIFICATES = [
         "wrong etcd client certificate", (2,), "preflight",
         ("kubernetes_controller_pki:apiserver-etcd-client.crt (kube-apiserver, etcd-client.crt): none of the CAs",),
         inject=material(inject.etcd_client_of_another_ca),
+    ),
+    Fault(
+        "all certificates from another CA, consistent in themselves", (3,), "preflight",
+        ("kubernetes_controller:pki: the CA that signed the certificate of", "is not known to controller-2, controller-3 yet"),
+        inject=material(inject.another_cluster),
+    ),
+    Fault(
+        "a service-account key that the others do not know", (3,), "preflight",
+        ("signs service account tokens", "is not known to controller-2, controller-3 yet"),
+        inject=material(inject.another_service_account_key),
     ),
 ]  # fmt: skip
 
