@@ -15,7 +15,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from faults import inject  # noqa: E402
-from faults.judge import Judge, Witness  # noqa: E402
+from faults.judge import COMPONENTS, Judge, Witness  # noqa: E402
 from faults.table import FAULTS  # noqa: E402
 
 ALL = bool(os.environ.get("KC_SOAK"))
@@ -62,9 +62,10 @@ def told(fault, outcome):
 
 
 def serves(world, fault, judge):
-    judge.all_serve()
+    judge.all_serve(patience_s=90 if fault.outage else 0)
     if fault.serves == "old":
-        judge.old_serves(on(world, fault.nodes, fault.touched))
+        hit = {(node.name, component) for node in world.others for component in COMPONENTS} if fault.outage else set()
+        judge.old_serves(on(world, fault.nodes, fault.touched) | hit)
     else:
         judge.new_serves(on(world, fault.nodes, fault.changed))
 

@@ -14,7 +14,7 @@ from .judge import COMPONENTS, Outcome, etcdctl
 
 HOOKED = ("k8s_component", "k8s_stage", "k8s_scene", "k8s_snapshot")
 # Appended to copies of modules on the lab's master, never a part of the formula: what happens at a named moment.
-HOOK = '''
+HOOK = """
 
 import functools as _functools
 import os as _os
@@ -63,7 +63,7 @@ def _hooked(module, name, function):
 for _name, _function in list(globals().items()):
     if isinstance(_function, _types.FunctionType) and _function.__module__ == __name__ and not _name.startswith("_"):
         globals()[_name] = _hooked(__name__.rpartition(".")[2], _name, _function)
-'''
+"""
 
 
 def steps():
@@ -122,9 +122,9 @@ def minions_answer(world, nodes, timeout_s=120):
     world.cluster.wait_for("the minions", answered, timeout_s)
 
 
-def all_serve(world, timeout_s=120):
-    """Wait until every component of every node is well, and nothing is lost."""
-    world.cluster.wait_for("all components", lambda: world.cluster.health()[0] == 0, timeout_s)
+def all_serve(world):
+    """Wait until every component of every node is well, and see that nothing is lost."""
+    world.judge.all_serve(patience_s=120)
     world.judge.nothing_is_lost()
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import secrets
+import time
 
 COMPONENTS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 # What comes and goes by itself.
@@ -62,11 +63,14 @@ class Judge:
         changed = [name for name in self.material if material.get(name) != self.material[name]]
         assert not changed, f"changed on the master: {changed}"
 
-    def all_serve(self):
-        """Every component of every node says that it is well."""
-        status, table = self.cluster.health()
-        assert status == 0, table
-        assert sorted(table) == sorted(node.name for node in self.cluster.nodes)
+    def all_serve(self, patience_s=0):
+        """Every component of every node says that it is well, after an outage within a time."""
+        deadline = time.monotonic() + patience_s
+        while True:
+            status, table = self.cluster.health()
+            if status == 0 and sorted(table) == sorted(node.name for node in self.cluster.nodes):
+                return
+            assert time.monotonic() < deadline, table
 
     def old_serves(self, touched):
         """Every component runs the generation of before; but for ``touched`` ({(node, component)}), the very process."""
