@@ -6,7 +6,9 @@ all of them run with ``tests/soak/faults``.
 """
 
 import contextlib
+import json
 import os
+import secrets
 import sys
 from pathlib import Path
 
@@ -28,9 +30,16 @@ def witness(cluster):
     witness.undo()
 
 
+@pytest.fixture(scope="module")
+def lasting():
+    """What a fault may leave for the next ones, and is undone at the end."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
 @pytest.fixture
-def world(cluster, witness, new_authority):
-    return inject.World(cluster, witness, new_authority)
+def world(cluster, witness, new_authority, lasting):
+    return inject.World(cluster, witness, new_authority, lasting)
 
 
 def judged(world, fault):
@@ -38,7 +47,7 @@ def judged(world, fault):
     judge = world.judge = Judge(world.cluster, world.witness)
     try:
         with contextlib.ExitStack() as broken:
-            world.cluster.pillar(fault.pillar)
+            world.cluster.pillar(json.loads(json.dumps(fault.pillar).replace("FRESH", f"f{secrets.token_hex(4)}")))
             if fault.inject:
                 broken.enter_context(fault.inject(world))
             outcome = fault.run(world)

@@ -79,19 +79,28 @@ def stage_steps():
 
 @contextlib.contextmanager
 def hooked(world):
-    """The node has modules that look for a named moment; afterwards it has those of the formula again."""
+    """The node has modules that look for a named moment, until the end of all tests of this kind."""
+    if not hasattr(world.lasting, "hooks"):
+        world.lasting.hooks = world.lasting.enter_context(hooks(world))
+    try:
+        yield
+    finally:
+        for path in (AT, HAPPENED):
+            (world.node.root / path).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def hooks(world):
     place = world.lab.master.root / "srv/salt/_modules"
     place.mkdir(parents=True, exist_ok=True)
     for name in HOOKED:
         (place / f"{name}.py").write_text((ROOT / f"_modules/{name}.py").read_text() + HOOK)
     try:
         sync(world)
-        yield
+        yield True
     finally:
         for name in HOOKED:
             (place / f"{name}.py").unlink()
-        for path in (AT, HAPPENED):
-            (world.node.root / path).unlink(missing_ok=True)
         minions_answer(world, [world.node])
         sync(world)
 

@@ -28,8 +28,9 @@ AT, HAPPENED = "var/tmp/fault-at", "var/tmp/fault-happened"
 class World:
     """The lab as a fault meets it: ``node`` is the one that it is injected on, ``others`` are the rest."""
 
-    def __init__(self, cluster, witness, new_authority):
+    def __init__(self, cluster, witness, new_authority, lasting):
         self.cluster, self.lab, self.witness, self.new_authority = cluster, cluster.lab, witness, new_authority
+        self.lasting = lasting
         self.node, *self.others = cluster.nodes
 
     @property

@@ -17,8 +17,9 @@ WITH_API = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
 NO_REHEARSAL = {"rollout": {"rehearsal": {"enabled": False}}}
 NO_ROOM_ASKED = {"rollout": {"preflight": {"min_free_mib": 0}}}
 QUICK_GATE = {"rollout": {"gate": {"timeout_s": 25}}}
-GOOD_FLAG = {"scheduler": {"settings": {"v": 1}}}
-GOOD_API_FLAG = {"apiserver": {"settings": {"v": 1}}}
+# Works, and is another one for each run (FRESH), so that it was never prepared, rehearsed or tried before.
+GOOD_FLAG = {"scheduler": {"settings": {"vmodule": "FRESH=1"}}}
+GOOD_API_FLAG = {"apiserver": {"settings": {"vmodule": "FRESH=1"}}}
 
 
 @dataclasses.dataclass(frozen=True)
