@@ -60,9 +60,9 @@ def _hooked(module, name, function):
     return call
 
 
-for _name, _function in list(globals().items()):
-    if isinstance(_function, _types.FunctionType) and _function.__module__ == __name__ and not _name.startswith("_"):
-        globals()[_name] = _hooked(__name__.rpartition(".")[2], _name, _function)
+for _hook, _function in list(globals().items()):
+    if isinstance(_function, _types.FunctionType) and _function.__module__ == __name__ and not _hook.startswith("_"):
+        globals()[_hook] = _hooked(__name__.rpartition(".")[2], _hook, _function)
 """
 
 
@@ -125,7 +125,7 @@ def minions_answer(world, nodes, timeout_s=120):
     names = [node.name for node in nodes]
 
     def answered():
-        said = world.lab.salt("--out=txt", "-t", "5", "-L", ",".join(names), "test.ping", check=False).stdout
+        said = world.lab.salt("--out=txt", "-t", "2", "--gather-job-timeout=2", "-L", ",".join(names), "test.ping", check=False).stdout
         return all(f"{name}: True" in said for name in names)
 
     world.cluster.wait_for("the minions", answered, timeout_s)
