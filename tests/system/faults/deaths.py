@@ -125,7 +125,9 @@ def minions_answer(world, nodes, timeout_s=120):
     names = [node.name for node in nodes]
 
     def answered():
-        said = world.lab.salt("--out=txt", "-t", "2", "--gather-job-timeout=2", "-L", ",".join(names), "test.ping", check=False).stdout
+        said = world.lab.salt(
+            "--out=txt", "-t", "2", "--gather-job-timeout=2", "-L", ",".join(names), "test.ping", check=False
+        ).stdout
         return all(f"{name}: True" in said for name in names)
 
     world.cluster.wait_for("the minions", answered, timeout_s)
@@ -228,14 +230,20 @@ def busy(world):
 # -- the master, and everybody -----------------------------------------------------------------------------------------
 
 
+def deploy_in_a_unit(world):
+    """Roll out in a unit of systemd's, which can be killed with all that it started."""
+    unit = ["systemd-run", "--quiet", "--wait", "--pipe", "--collect", "--unit=rollout"]
+    done = world.lab.master.exec([*unit, "salt-run", "k8s_rollout.deploy"], check=False)
+    return Outcome(done.returncode == 0, done.stdout + done.stderr)
+
+
 def master_killed(world):
     """Master and orchestration are killed while the first node is at work; the next rollout brings all to the end."""
     live = world.node.root / world.cluster.homes["kube-scheduler"].lstrip("/") / "live"
     before = live.readlink()
-    ended = in_background(deploy, world)
+    ended = in_background(deploy_in_a_unit, world)
     world.cluster.wait_for("the first node", lambda: live.readlink() != before, 240)
-    script = "pids=$(pgrep -f 'salt-(master|run)'); kill -9 $pids; sleep 1; systemctl restart salt-master"
-    world.lab.master.exec(["bash", "-c", script])
+    world.lab.master.exec(["systemctl", "kill", "--signal=KILL", "rollout", "salt-master"])
     assert not ended().ok
     minions_answer(world, world.cluster.nodes)
     world.cluster.wait_for("the end of what still runs", lambda: not busy(world), 240)

@@ -271,6 +271,16 @@ def of_another_release(real, path):
         script(SAYS_ANOTHER_RELEASE)(real, path)
 
 
+@contextlib.contextmanager
+def exchanged_under_its_release(world):
+    """The pillar pins another file for the release that runs."""
+    with binary("kube-scheduler", truncated)(world):
+        path = next((world.lab.master.root / MIRROR.lstrip("/")).rglob("kube-scheduler.sha256"))
+        pinned = {"mirror": FAULTY["binaries"]["mirror"], "checksums": {"kube-scheduler": f"sha256:{path.read_text().strip()}"}}
+        world.cluster.pillar({"binaries": pinned})
+        yield
+
+
 def script(text, **words):
     """A binary that is a script around the real one."""
 

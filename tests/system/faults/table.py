@@ -159,6 +159,11 @@ BINARIES = [
         FAULTY, binary("kube-apiserver", inject.of_another_release),
     ),
     Fault(
+        "another file under the release that runs", (1,), "binaries",
+        ("bin/kube-scheduler: /var/lib/kube-scheduler/live runs from it with sha256", "Nothing was installed"),
+        {}, inject.exchanged_under_its_release,
+    ),
+    Fault(
         "binary that hangs", (2,), "preflight", ("kube-scheduler", "it hangs"),
         FAULTY, binary("kube-scheduler", script(inject.HANGS)),
     ),
@@ -292,7 +297,7 @@ DEATHS = [
         run=deaths.everything_down, serves="new", changed=SCHEDULER, nodes=3, outage=True, ci=True,
     ),
     Fault(
-        "etcd without quorum", (4,), "gate", ("etcd",), GOOD_API_FLAG, run=deaths.without_quorum,
+        "etcd without quorum", (4,), "gate", ("etcd",), over(GOOD_API_FLAG, QUICK_GATE), run=deaths.without_quorum,
         touched=WITH_API, outage=True,
     ),
 ]  # fmt: skip
