@@ -9,7 +9,7 @@ import contextlib
 import re
 import time
 
-from .inject import AT, HAPPENED, ROOT, deploy, here, in_background
+from .inject import AT, HAPPENED, ROOT, deploy, here, in_background, ready
 from .judge import COMPONENTS, Outcome, etcdctl
 
 HOOKED = ("k8s_component", "k8s_stage", "k8s_scene", "k8s_snapshot")
@@ -211,8 +211,7 @@ def cut_off_with_the_turn(world):
         waited_s = time.monotonic() - began
         assert done.returncode == 0, done.stderr
         assert waited_s < 40, f"the turn of a node that is cut off was free after {waited_s:.0f} s only"
-        for node in world.others:
-            assert world.cluster.get(node, "/readyz") == (200, "ok"), node.name
+        ready(world, world.others, 30)  # once they miss the member of etcd
         time.sleep(10)
     finally:
         world.node.connect()
@@ -264,8 +263,10 @@ def two_operators(world):
 def everything_down(world):
     """Every component of every node is down at once; one correct rollout repairs it."""
     for node in world.cluster.nodes:
-        node.exec(["systemctl", "stop", *COMPONENTS])
+        node.exec(["systemctl", "kill", "--signal=KILL", *COMPONENTS])
+        node.exec(["systemctl", "stop", "--no-block", *COMPONENTS])
     for node in world.cluster.nodes:
+        node.exec(["systemctl", "stop", *COMPONENTS])
         assert world.cluster.get(node, "/readyz")[0] == 0
     return deploy(world)
 
