@@ -112,7 +112,8 @@ def _compare(component):
 
 def _refuse(component, changes):
     """A generation that failed its gate by its own fault is not tried again by itself; none is newer than its API server."""
-    newer = "release" in changes and __salt__["k8s_skew.newer_than_api"](component)
+    # In test mode the API server, which comes first in a whole run, is still the old one.
+    newer = "release" in changes and not __opts__["test"] and __salt__["k8s_skew.newer_than_api"](component)
     if newer:
         raise CommandExecutionError(newer)
     wanted = changes.get("generation", {}).get("new") or ""
