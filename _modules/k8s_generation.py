@@ -325,10 +325,14 @@ def promote(home, name, link="live"):
     if not os.path.isdir(os.path.join(home, target)):
         raise CommandExecutionError(f"{home}/{target}: there is no such generation.")
     scratch = os.path.join(home, f".{link}.new")
-    if os.path.lexists(scratch):
-        os.unlink(scratch)
-    os.symlink(target, scratch)
-    os.rename(scratch, os.path.join(home, link))
+    try:
+        if os.path.lexists(scratch):
+            os.unlink(scratch)
+        os.symlink(target, scratch)
+        os.rename(scratch, os.path.join(home, link))
+    except OSError as exc:
+        leads_to = _target(home, link) or "nothing"
+        raise CommandExecutionError(f"{home}/{link}: {exc.strerror}; it still leads to {leads_to}, not to {name}.") from exc
     _sync(home)
     return True
 

@@ -87,7 +87,7 @@ def probe(row, since=None, thorough=False):
         return _no("the former process still runs")
     released = __salt__["k8s_generation.release"](row["home"])
     if found["binary"] and os.path.basename(found["binary"]).split(" ")[0] != row["name"]:
-        return _no(f"process {found['pid']} is still {found['binary']}")
+        return _no(f"process {found['pid']} is not {row['name']}, but {found['binary']}")
     if found["binary"] and f"/{released}/" not in found["binary"] and row["binary_managed"]:
         return _no(f"process {found['pid']} runs {found['binary']}, not release {released}")
     try:

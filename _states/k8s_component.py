@@ -261,7 +261,7 @@ def _go_back(component, generation, changes, answer, before):
     __salt__["k8s_generation.promote"](home, good)
     __salt__["k8s_component.install_unit"](component)
     if reload:
-        __salt__["k8s_generation.touch"](home, generation)
+        __salt__["k8s_generation.touch"](home)
     else:
         __salt__["k8s_component.restart"](name)
     back = __salt__["k8s_health.wait"](component, since=None if reload else since)

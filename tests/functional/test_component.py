@@ -387,6 +387,19 @@ def test_a_failed_gate_fails_with_the_reason_and_leaves_good(scheduler):
     assert scheduler.links()["good"] == scheduler.digest(changed)
 
 
+def test_a_failed_gate_after_a_reload_is_a_reload_of_the_good_generation(apiserver, authorities):
+    apiserver.run()
+    good, pid = apiserver.links()["good"], apiserver.systemd.pid
+    new = authorities["kubernetes"].issue("kube-apiserver", ["serverAuth"], ["10.8.0.101"])
+    apiserver.minion.opts["pillar"]["kubernetes_controller_pki"] |= {"apiserver.crt": new.crt, "apiserver.key": new.key}
+    apiserver.systemd.sick = "it serves another certificate than the live one"
+    ret = apiserver.run()
+    assert ret.result is False
+    assert f"Generation {good} is back" in ret.comment
+    assert apiserver.links() == {"live": good, "good": good}
+    assert apiserver.systemd.pid == pid
+
+
 def test_a_foreign_process_is_an_error_and_not_touched_until_it_is_adopted(scheduler, testmode, helpers):
     scheduler.systemd.stranger = "kube-scheduler: port 10259 is held by process 7, but not from this formula."
     ret = scheduler.try_(testmode, again=False)

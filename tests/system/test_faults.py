@@ -1,0 +1,90 @@
+"""
+The fault matrix: whatever is put into the next configuration, or breaks meanwhile, what works goes on serving.
+
+Each row of ``faults/table.py`` is injected for real and judged in one place (``judged``). In CI those rows run that say so;
+all of them run with ``tests/soak/faults``.
+"""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from faults import inject  # noqa: E402
+from faults.judge import Judge, Witness  # noqa: E402
+from faults.table import FAULTS  # noqa: E402
+
+ALL = bool(os.environ.get("KC_SOAK"))
+
+
+@pytest.fixture(scope="module")
+def witness(cluster):
+    witness = Witness(cluster)
+    yield witness
+    witness.undo()
+
+
+@pytest.fixture
+def world(cluster, witness, new_authority):
+    return inject.World(cluster, witness, new_authority)
+
+
+def judged(world, fault):
+    """Inject a fault, let the operator run what he runs, judge, and see that a correct run converges."""
+    judge = world.judge = Judge(world.cluster, world.witness)
+    try:
+        with contextlib.ExitStack() as broken:
+            world.cluster.pillar(fault.pillar)
+            if fault.inject:
+                broken.enter_context(fault.inject(world))
+            outcome = fault.run(world)
+            print(outcome.said)
+            if fault.outage:
+                broken.close()
+            told(fault, outcome)
+            serves(world, fault, judge)
+            judge.nothing_is_lost()
+    finally:
+        world.cluster.pillar(None)
+    converges(world, fault, judge)
+
+
+def told(fault, outcome):
+    """What the operator reads has the reason, and nothing that only a programmer reads."""
+    assert outcome.ok == (fault.serves == "new"), outcome.said
+    for words in fault.says:
+        assert words in outcome.said
+    assert "Traceback" not in outcome.said
+
+
+def serves(world, fault, judge):
+    judge.all_serve()
+    if fault.serves == "old":
+        judge.old_serves(on(world, fault.nodes, fault.touched))
+    else:
+        judge.new_serves(on(world, fault.nodes, fault.changed))
+
+
+def on(world, nodes, components):
+    return {(node.name, component) for node in world.cluster.nodes[:nodes] for component in components}
+
+
+def converges(world, fault, judge):
+    """A correct run brings what is declared now: all generations are those of before the fault again, and good."""
+    target = "controller-*" if fault.nodes > 1 else world.node.name
+    for component in fault.touched:  # so that the next test of the same fault finds none of it
+        world.cluster.salt("k8s_component.retry", component, target=target)
+    for answer in world.cluster.apply(target=target).values():
+        assert answer.ok, answer.failures
+        changed = [name for name in answer.changes if name.endswith("runs as declared")]
+        assert not changed or fault.serves == "new", changed
+    judge.new_serves(set())
+
+
+@pytest.mark.parametrize("fault", [pytest.param(row, id=row.name) for row in FAULTS if row.ci or ALL])
+def test_a_fault_ends_in_old_or_new_serving(world, fault):
+    judged(world, fault)
