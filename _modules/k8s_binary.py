@@ -180,7 +180,8 @@ def install(row):
     row
         ``source`` (URL), ``directory`` (absolute path), ``name``; ``checksum`` (``sha256:HEX``, ``sha512:HEX`` or
         bare hex) or, where that is empty, ``sums``: the URL of the published sum; ``members``: for an archive, file
-        name to path inside it; ``timeout_s``; ``checksum_key`` and ``mirror_key``: the pillar keys for messages.
+        name to path inside it; ``timeout_s``; ``checksum_key``, ``mirror_key`` and ``directory_key``: the pillar keys for
+        messages; ``homes``: of the components' generations, whose binaries are not exchanged for others.
 
     Returns the names installed (list). Raises CommandExecutionError that names the pillar key; nothing that was in
     place is changed then.
@@ -294,15 +295,29 @@ def _extract(row, archive, scratch):
 
 
 def _place(row, paths, source):
-    entries = {}
+    entries, found = {}, {name: source if not row["members"] else _hash(path) for name, path in paths.items()}
+    _refuse_to_exchange(row, {os.path.join(row["directory"], name): sums["sha256"] for name, sums in found.items()})
     for name, path in paths.items():
-        sums = source if not row["members"] else _hash(path)
+        sums = found[name]
         os.chmod(path, MODE)
         target = os.path.join(row["directory"], name)
         os.replace(path, target)
         entries[name] = {"sha256": sums["sha256"], "source": source, "stat": _stat(target)}
     _remember(row["directory"], entries)
     return sorted(entries)
+
+
+def _refuse_to_exchange(row, fetched):
+    """What a generation runs from, or would be gone back to, is not exchanged for another file of the same name."""
+    for home in row["homes"]:
+        for link in ("live", "good"):
+            used = __salt__["k8s_generation.binary"](home, link)
+            if used and fetched.get(used["path"], used["sha256"]) != used["sha256"]:
+                raise CommandExecutionError(
+                    f"{used['path']}: {home}/{link} runs from it with sha256 {used['sha256']}, and {_authority(row)} has "
+                    f"{fetched[used['path']]} for the same release. Nothing was installed. To have both side by side, give "
+                    f"another release, or another {row['directory_key']}."
+                )
 
 
 def _hash(path, algorithm="sha256"):

@@ -736,7 +736,7 @@ def _unit(common, own, words):
 def _downloads(cfg):
     """Return what has to be fetched: one row per file of a mirror, each with the links for people that lead to it."""
     arch, binaries, etcd = cfg["node"]["arch"], cfg["binaries"], cfg["etcd"]
-    rows = []
+    rows, homes = [], [row["home"] for row in cfg["components"].values()]
     for name in binaries["names"]:
         source = f"{binaries['mirror'].rstrip('/')}/v{cfg['release']}/bin/linux/{arch}/{name}"
         rows.append(
@@ -748,6 +748,8 @@ def _downloads(cfg):
                 "checksum": binaries["checksums"].get(name, ""),
                 "checksum_key": f"{PILLAR}:binaries:checksums:{name}",
                 "mirror_key": f"{PILLAR}:binaries:mirror",
+                "directory_key": f"{PILLAR}:release_dir",
+                "homes": homes,
                 "members": {},
                 "timeout_s": binaries["timeout_s"],
                 "adopt": cfg["rollout"]["adopt"],
@@ -766,6 +768,8 @@ def _downloads(cfg):
             "checksum": etcd["checksums"].get(f"{bundle}.tar.gz", ""),
             "checksum_key": f"{PILLAR}:etcd:checksums:{bundle}.tar.gz",
             "mirror_key": f"{PILLAR}:etcd:mirror",
+            "directory_key": f"{PILLAR}:etcd:release_dir",
+            "homes": homes,
             "members": {tool: f"{bundle}/{tool}" for tool in tools},
             "timeout_s": binaries["timeout_s"],
             "adopt": cfg["rollout"]["adopt"],

@@ -175,6 +175,29 @@ def release(home, link="live"):
     return _release(present["start"]["text"]) if "start" in present else None
 
 
+def binary(home, link="live"):
+    """
+    Return the binary of the generation that ``link`` leads to: ``path`` and ``sha256`` (hex); {} without one.
+
+    home
+        Directory of the component's generations (its row's ``home``).
+
+    link
+        ``live`` (default) or ``good``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.binary /var/lib/kubernetes
+    """
+    start = _text(_read(os.path.join(home, link)), "start")
+    checksum, command = re.search(r"^# \S+ \S+ sha256:([0-9a-f]{64})$", start, re.M), re.search(r"^exec (.*)$", start, re.M)
+    if not checksum or not command:
+        return {}
+    return {"path": shlex.split(command[1].removesuffix("\\"))[0], "sha256": checksum[1]}
+
+
 def differences(row, link="live"):
     """
     Return how the declared generation differs from the one that ``link`` leads to; {} when it does not.

@@ -410,6 +410,8 @@ def mirror():
                 "checksum": "",
                 "checksum_key": f"kubernetes_controller:binaries:checksums:{name}",
                 "mirror_key": "kubernetes_controller:binaries:mirror",
+                "directory_key": "kubernetes_controller:release_dir",
+                "homes": [],
                 "links": {},
                 "adopt": False,
                 "members": {},

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,12 @@ def test_pillar_example_has_every_key_of_the_defaults_and_no_other(defaults):
 def test_pillar_example_is_the_defaults(defaults):
     example = yaml.safe_load((ROOT / "pillar.example").read_text())["kubernetes_controller"]
     assert example == {key: value for key, value in defaults.items() if key != "version"}
+
+
+def test_the_fault_table_of_the_docs_is_that_of_the_tests():
+    sys.path.insert(0, str(ROOT / "tests/system"))
+    try:
+        from faults import table
+    finally:
+        sys.path.pop(0)
+    assert table.markdown() in (ROOT / "docs/operations.md").read_text()

@@ -6,7 +6,9 @@ all of them run with ``tests/soak/faults``.
 """
 
 import contextlib
+import json
 import os
+import secrets
 import sys
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from faults import inject  # noqa: E402
-from faults.judge import Judge, Witness  # noqa: E402
+from faults.judge import COMPONENTS, Judge, Witness  # noqa: E402
 from faults.table import FAULTS  # noqa: E402
 
 ALL = bool(os.environ.get("KC_SOAK"))
@@ -28,9 +30,16 @@ def witness(cluster):
     witness.undo()
 
 
+@pytest.fixture(scope="module")
+def lasting():
+    """What a fault may leave for the next ones, and is undone at the end."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
 @pytest.fixture
-def world(cluster, witness, new_authority):
-    return inject.World(cluster, witness, new_authority)
+def world(cluster, witness, new_authority, lasting):
+    return inject.World(cluster, witness, new_authority, lasting)
 
 
 def judged(world, fault):
@@ -38,7 +47,7 @@ def judged(world, fault):
     judge = world.judge = Judge(world.cluster, world.witness)
     try:
         with contextlib.ExitStack() as broken:
-            world.cluster.pillar(fault.pillar)
+            world.cluster.pillar(json.loads(json.dumps(fault.pillar).replace("FRESH", f"f{secrets.token_hex(4)}")))
             if fault.inject:
                 broken.enter_context(fault.inject(world))
             outcome = fault.run(world)
@@ -62,9 +71,10 @@ def told(fault, outcome):
 
 
 def serves(world, fault, judge):
-    judge.all_serve()
+    judge.all_serve(patience_s=90 if fault.outage else 0)
     if fault.serves == "old":
-        judge.old_serves(on(world, fault.nodes, fault.touched))
+        hit = {(node.name, component) for node in world.others for component in COMPONENTS} if fault.outage else set()
+        judge.old_serves(on(world, fault.nodes, fault.touched) | hit)
     else:
         judge.new_serves(on(world, fault.nodes, fault.changed))
 

@@ -1,6 +1,7 @@
 """Promise 2: nothing is promoted that did not pass its rehearsal, and a rehearsal is noticed by nobody."""
 
 import base64
+import contextlib
 import json
 import secrets
 import sys
@@ -32,9 +33,10 @@ def witness(cluster):
 
 @pytest.fixture
 def world(cluster, witness, new_authority):
-    world = inject.World(cluster, witness, new_authority)
-    world.judge = Judge(cluster, witness)
-    yield world
+    with contextlib.ExitStack() as lasting:
+        world = inject.World(cluster, witness, new_authority, lasting)
+        world.judge = Judge(cluster, witness)
+        yield world
     cluster.pillar(None)
     world.judge.old_serves(set())
     assert deaths.leftovers(world.node) == []
@@ -42,8 +44,8 @@ def world(cluster, witness, new_authority):
 
 def flag():
     """A change of the scheduler and the API server that was never rehearsed."""
-    ttl = f"{secrets.randbelow(3000) + 100}s"
-    return {"scheduler": {"settings": {"v": 1}}, "apiserver": {"settings": {"event-ttl": ttl}}}
+    changed = {"settings": {"vmodule": f"f{secrets.token_hex(4)}=1"}}
+    return {"scheduler": changed, "apiserver": changed}
 
 
 def objects(cluster):

@@ -44,6 +44,26 @@ def test_a_binary_is_installed_when_its_published_sum_is_right(binary, row, mirr
     assert sorted(file.name for file in path.parent.iterdir()) == [".installed.json", "kubectl"]
 
 
+@pytest.mark.parametrize("link", ["live", "good"])
+def test_what_a_generation_runs_from_is_not_exchanged_for_another_file(binary, row, mirror, tmp_path, link):
+    binary.install(row)
+    path, home = tmp_path / "bin/kubectl", tmp_path / "home"
+    (home / "generations/a").mkdir(parents=True)
+    (home / link).symlink_to("generations/a")
+    used = digest(CONTENT, "sha256")
+    (home / "generations/a/start").write_text(f"#!/bin/sh\n# kubectl 1.37.2 sha256:{used}\nexec {path} \\\n  --v=2\n")
+    mirror.files["/kubectl"] = b"another build"
+    other = digest(b"another build", "sha256")
+    row |= {"checksum": f"sha256:{other}", "homes": [str(home)]}
+    with pytest.raises(CommandExecutionError, match=rf"{home}/{link} runs from it with sha256 {used}, and .* has {other}"):
+        binary.install(row)
+    assert path.read_bytes() == CONTENT
+    path.unlink()
+    mirror.files["/kubectl"] = CONTENT  # what is lost is put back
+    row["checksum"] = f"sha256:{used}"
+    assert binary.install(row) == ["kubectl"]
+
+
 @pytest.mark.parametrize(
     "published",
     ["{sha512}", "{sha512}\n", "{sha256}  kubectl\n", "{sha256} *kubectl", "0000  other\n{sha512}  kubectl\n", "{SHA512}"],

@@ -14,7 +14,7 @@ from .judge import COMPONENTS, Outcome, etcdctl
 
 HOOKED = ("k8s_component", "k8s_stage", "k8s_scene", "k8s_snapshot")
 # Appended to copies of modules on the lab's master, never a part of the formula: what happens at a named moment.
-HOOK = '''
+HOOK = """
 
 import functools as _functools
 import os as _os
@@ -60,10 +60,10 @@ def _hooked(module, name, function):
     return call
 
 
-for _name, _function in list(globals().items()):
-    if isinstance(_function, _types.FunctionType) and _function.__module__ == __name__ and not _name.startswith("_"):
-        globals()[_name] = _hooked(__name__.rpartition(".")[2], _name, _function)
-'''
+for _hook, _function in list(globals().items()):
+    if isinstance(_function, _types.FunctionType) and _function.__module__ == __name__ and not _hook.startswith("_"):
+        globals()[_hook] = _hooked(__name__.rpartition(".")[2], _hook, _function)
+"""
 
 
 def steps():
@@ -79,19 +79,28 @@ def stage_steps():
 
 @contextlib.contextmanager
 def hooked(world):
-    """The node has modules that look for a named moment; afterwards it has those of the formula again."""
+    """The node has modules that look for a named moment, until the end of all tests of this kind."""
+    if not hasattr(world.lasting, "hooks"):
+        world.lasting.hooks = world.lasting.enter_context(hooks(world))
+    try:
+        yield
+    finally:
+        for path in (AT, HAPPENED):
+            (world.node.root / path).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def hooks(world):
     place = world.lab.master.root / "srv/salt/_modules"
     place.mkdir(parents=True, exist_ok=True)
     for name in HOOKED:
         (place / f"{name}.py").write_text((ROOT / f"_modules/{name}.py").read_text() + HOOK)
     try:
         sync(world)
-        yield
+        yield True
     finally:
         for name in HOOKED:
             (place / f"{name}.py").unlink()
-        for path in (AT, HAPPENED):
-            (world.node.root / path).unlink(missing_ok=True)
         minions_answer(world, [world.node])
         sync(world)
 
@@ -116,15 +125,17 @@ def minions_answer(world, nodes, timeout_s=120):
     names = [node.name for node in nodes]
 
     def answered():
-        said = world.lab.salt("--out=txt", "-t", "5", "-L", ",".join(names), "test.ping", check=False).stdout
+        said = world.lab.salt(
+            "--out=txt", "-t", "2", "--gather-job-timeout=2", "-L", ",".join(names), "test.ping", check=False
+        ).stdout
         return all(f"{name}: True" in said for name in names)
 
     world.cluster.wait_for("the minions", answered, timeout_s)
 
 
-def all_serve(world, timeout_s=120):
-    """Wait until every component of every node is well, and nothing is lost."""
-    world.cluster.wait_for("all components", lambda: world.cluster.health()[0] == 0, timeout_s)
+def all_serve(world):
+    """Wait until every component of every node is well, and see that nothing is lost."""
+    world.judge.all_serve(patience_s=120)
     world.judge.nothing_is_lost()
 
 
@@ -219,14 +230,20 @@ def busy(world):
 # -- the master, and everybody -----------------------------------------------------------------------------------------
 
 
+def deploy_in_a_unit(world):
+    """Roll out in a unit of systemd's, which can be killed with all that it started."""
+    unit = ["systemd-run", "--quiet", "--wait", "--pipe", "--collect", "--unit=rollout"]
+    done = world.lab.master.exec([*unit, "salt-run", "k8s_rollout.deploy"], check=False)
+    return Outcome(done.returncode == 0, done.stdout + done.stderr)
+
+
 def master_killed(world):
     """Master and orchestration are killed while the first node is at work; the next rollout brings all to the end."""
     live = world.node.root / world.cluster.homes["kube-scheduler"].lstrip("/") / "live"
     before = live.readlink()
-    ended = in_background(deploy, world)
+    ended = in_background(deploy_in_a_unit, world)
     world.cluster.wait_for("the first node", lambda: live.readlink() != before, 240)
-    script = "pids=$(pgrep -f 'salt-(master|run)'); kill -9 $pids; sleep 1; systemctl restart salt-master"
-    world.lab.master.exec(["bash", "-c", script])
+    world.lab.master.exec(["systemctl", "kill", "--signal=KILL", "rollout", "salt-master"])
     assert not ended().ok
     minions_answer(world, world.cluster.nodes)
     world.cluster.wait_for("the end of what still runs", lambda: not busy(world), 240)

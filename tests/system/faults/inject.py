@@ -28,8 +28,9 @@ AT, HAPPENED = "var/tmp/fault-at", "var/tmp/fault-happened"
 class World:
     """The lab as a fault meets it: ``node`` is the one that it is injected on, ``others`` are the rest."""
 
-    def __init__(self, cluster, witness, new_authority):
+    def __init__(self, cluster, witness, new_authority, lasting):
         self.cluster, self.lab, self.witness, self.new_authority = cluster, cluster.lab, witness, new_authority
+        self.lasting = lasting
         self.node, *self.others = cluster.nodes
 
     @property
@@ -174,7 +175,9 @@ def full_while_promoting(world):
         first = here(world, "kubernetes_controller", once)
         assert first.ok, first.said
         assert "prepared and rehearsed, but not promoted" in first.said
-        world.node.exec(["bash", "-c", f"mkdir {home}/filler; for i in $(seq 500); do : > {home}/filler/$i || break; done; exit 0"])
+        world.node.exec(
+            ["bash", "-c", f"mkdir {home}/filler; for i in $(seq 500); do : > {home}/filler/$i || break; done; exit 0"]
+        )
         yield
 
 
@@ -206,7 +209,8 @@ SHORT_LIVED = """\
 #!/bin/sh
 case " $* " in *" --help "*|*" --version "*) exec {real} "$@";; esac
 for word; do case $word in --bind-address=*) a=${{word#*=}};; --secure-port=*) p=${{word#*=}};; esac; done
-({condition} until curl -sk -m 1 "https://$a:$p{path}" | grep -q ok; do sleep 0.2; done; sleep {seconds}; kill -9 $$) </dev/null >/dev/null 2>&1 &
+({condition} until curl -sk -m 1 "https://$a:$p{path}" | grep -q ok; do sleep 0.2; done
+  sleep {seconds}; kill -9 $$) </dev/null >/dev/null 2>&1 &
 exec {real} "$@"
 """
 HANGS = """\
@@ -265,6 +269,16 @@ def of_another_release(real, path):
         shutil.copy(other, path)
     else:
         script(SAYS_ANOTHER_RELEASE)(real, path)
+
+
+@contextlib.contextmanager
+def exchanged_under_its_release(world):
+    """The pillar pins another file for the release that runs."""
+    with binary("kube-scheduler", truncated)(world):
+        path = next((world.lab.master.root / MIRROR.lstrip("/")).rglob("kube-scheduler.sha256"))
+        pinned = {"mirror": FAULTY["binaries"]["mirror"], "checksums": {"kube-scheduler": f"sha256:{path.read_text().strip()}"}}
+        world.cluster.pillar({"binaries": pinned})
+        yield
 
 
 def script(text, **words):
@@ -353,13 +367,11 @@ def etcd_client_of_another_ca(world, share):
 
 
 def new_encryption_key(_world, share):
-    (share / "encryption-key9").write_text(base64.b64encode(secrets.token_bytes(32)).decode())
+    (share / "new-key").write_text(base64.b64encode(secrets.token_bytes(32)).decode())
 
 
 def another_service_account_key(world, share):
     pair = world.new_authority("service-account")
-    public = pair.private.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    public = pair.private.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     (share / "service-account.key").write_text(pair.key)
     (share / "service-account.pub").write_bytes(public)

@@ -6,7 +6,9 @@ import base64
 import dataclasses
 import hashlib
 import json
+import re
 import secrets
+import time
 
 COMPONENTS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 # What comes and goes by itself.
@@ -50,10 +52,10 @@ class Judge:
     def __init__(self, cluster, witness):
         self.cluster, self.witness = cluster, witness
         self.running, self.links = self._running(), self._links()
-        self.keys, self.material = self._keys(), self._material()
+        self.keys, self.material, self.binaries = self._keys(), self._material(), self._binaries()
 
     def nothing_is_lost(self):
-        """Through every API server the witnesses are readable; no key of etcd is gone, no key of the master changed."""
+        """The witness is readable through every API server; no key of etcd or of the master, and no binary, is gone."""
         for node in self.cluster.nodes:
             self.witness.is_read_through(node)
         lost = self.keys - self._keys()
@@ -61,12 +63,18 @@ class Judge:
         material = self._material()
         changed = [name for name in self.material if material.get(name) != self.material[name]]
         assert not changed, f"changed on the master: {changed}"
+        binaries = self._binaries()
+        exchanged = [path for path in self.binaries if binaries.get(path) != self.binaries[path]]
+        assert not exchanged, f"binaries that components run from were exchanged: {exchanged}"
 
-    def all_serve(self):
-        """Every component of every node says that it is well."""
-        status, table = self.cluster.health()
-        assert status == 0, table
-        assert sorted(table) == sorted(node.name for node in self.cluster.nodes)
+    def all_serve(self, patience_s=0):
+        """Every component of every node says that it is well, after an outage within a time."""
+        deadline = time.monotonic() + patience_s
+        while True:
+            status, table = self.cluster.health()
+            if status == 0 and sorted(table) == sorted(node.name for node in self.cluster.nodes):
+                return
+            assert time.monotonic() < deadline, table
 
     def old_serves(self, touched):
         """Every component runs the generation of before; but for ``touched`` ({(node, component)}), the very process."""
@@ -101,6 +109,16 @@ class Judge:
     def _keys(self):
         listed = etcdctl(self.cluster.nodes[-1], "get", "/", "--prefix", "--keys-only").stdout.split()
         return {key for key in listed if not key.startswith(PASSING)}
+
+    def _binaries(self):
+        """Return {path: what tells whether it is the same file} of what the components run from."""
+        found = {}
+        for (node, name), (live, _) in self.links.items():
+            root = self.cluster.lab.node(node).root
+            start = root / self.cluster.homes[name].lstrip("/") / "generations" / live / "start"
+            binary = root / re.search(r"^exec (\S+)", start.read_text(), re.M)[1].lstrip("/")
+            found[str(binary)] = (binary.stat().st_size, binary.stat().st_mtime) if binary.exists() else None
+        return found
 
     def _material(self):
         pki = self.cluster.lab.master.root / "srv/kubernetes_controller/pki"

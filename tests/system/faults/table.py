@@ -8,16 +8,18 @@ import dataclasses
 from typing import Any
 
 from . import deaths, inject
-from .inject import FAULTY, binary, deploy, everywhere, here, material, part, script
+from .inject import FAULTY, binary, deploy, here, material, part, script
 
 SCHEDULER = ("kube-scheduler",)
 API = ("kube-apiserver",)
 # A controller whose API server is away for longer than its lease ends by itself, and systemd starts it again.
 WITH_API = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
 NO_REHEARSAL = {"rollout": {"rehearsal": {"enabled": False}}}
+NO_ROOM_ASKED = {"rollout": {"preflight": {"min_free_mib": 0}}}
 QUICK_GATE = {"rollout": {"gate": {"timeout_s": 25}}}
-GOOD_FLAG = {"scheduler": {"settings": {"v": 1}}}
-GOOD_API_FLAG = {"apiserver": {"settings": {"v": 1}}}
+# Works, and is another one for each run (FRESH), so that it was never prepared, rehearsed or tried before.
+GOOD_FLAG = {"scheduler": {"settings": {"vmodule": "FRESH=1"}}}
+GOOD_API_FLAG = {"apiserver": {"settings": {"vmodule": "FRESH=1"}}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,32 +69,33 @@ def file_of(component, name, **source):
 
 DECLARATION = [
     Fault(
-        "unknown flag", (2,), "preflight", ("kubernetes_controller:scheduler:settings:nope: kube-scheduler 1.37.2 has no such flag",),
+        "unknown flag", (2,), "preflight", ("scheduler:settings:nope: kube-scheduler 1.37.2 has no such flag",),
         settings("scheduler", nope="1"), ci=True,
     ),
     Fault(
         "unknown flag, on all nodes by a rollout", (2,), "preflight of all nodes",
-        ("kubernetes_controller:apiserver:settings:aduit-log-maxage: kube-apiserver 1.37.2 has no such flag (nearest: audit-log-maxage)",
+        ("apiserver:settings:aduit-log-maxage: kube-apiserver 1.37.2 has no such flag (nearest: audit-log-maxage)",
          "Nothing was touched"),
         settings("apiserver", aduit_log_maxage=3), run=deploy, nodes=3, ci=True,
     ),
     Fault(
-        "bad value", (2,), "preflight", ("kubernetes_controller:scheduler:settings:leader-elect-lease-duration", "nonsense"),
+        "bad value", (2,), "preflight",
+        ("scheduler:settings:leader-elect-lease-duration: kube-scheduler 1.37.2 refuses it", "nonsense"),
         settings("scheduler", leader_elect_lease_duration="nonsense"),
     ),
     Fault(
         "unknown feature gate", (2,), "preflight",
-        ("kubernetes_controller:apiserver:settings:feature-gates: kube-apiserver 1.37.2 has no feature gate NoSuchGate",),
+        ("apiserver:settings:feature-gates: kube-apiserver 1.37.2 has no feature gate NoSuchGate",),
         settings("apiserver", feature_gates={"NoSuchGate": True}),
     ),
     Fault(
         "unknown admission plugin", (2,), "preflight",
-        ("kubernetes_controller:apiserver:settings:enable-admission-plugins: kube-apiserver 1.37.2 has no admission plugin NoSuchPlugin",),
+        ("apiserver:settings:enable-admission-plugins: kube-apiserver 1.37.2 has no admission plugin NoSuchPlugin",),
         settings("apiserver", enable_admission_plugins=["NodeRestriction", "NoSuchPlugin"]),
     ),
     Fault(
         "encryption config without the key in use", (3,), "preflight",
-        ("kubernetes_controller:encryption: secretbox key encryption-key1 of the live configuration is not declared any more",),
+        ("encryption: secretbox key encryption-key1 of the live configuration is not declared any more",),
         {"encryption": [{"resources": ["secrets"], "providers": [{"identity": {}}]}]}, ci=True,
     ),
     Fault(
@@ -117,7 +120,8 @@ DECLARATION = [
         file_of("apiserver", "authentication.yaml", yaml={"kind": "NoSuchKind"}),
     ),
     Fault(
-        "garbage in the audit policy, without a rehearsal", (5,), "gate", ("did not pass its gate", "audit", "is back and serves"),
+        "garbage in the audit policy, without a rehearsal", (5,), "gate",
+        ("did not pass its gate", "audit", "is back and serves"),
         over(NO_REHEARSAL, file_of("apiserver", "audit-policy.yaml", yaml={"kind": "NoSuchKind"})),
         touched=WITH_API,
     ),
@@ -125,20 +129,21 @@ DECLARATION = [
         "garbage in the encryption configuration, without a rehearsal", (5, 6), "gate, after a reload",
         ("kube-apiserver: generation", "(reload (file encryption.yaml)) did not pass its gate", "is back and serves"),
         over(
-            NO_REHEARSAL, {"rollout": {"drop_encryption_keys": True, "ignore": ["overlap"], "gate": {"timeout_s": 10}}},
-            file_of("apiserver", "encryption.yaml", encryption=None, text="kind: EncryptionConfiguration\nresources: [garbage]\n"),
+            NO_REHEARSAL,
+            {"rollout": {"drop_encryption_keys": True, "ignore": ["overlap"], "gate": {"timeout_s": 10}}},
+            file_of("apiserver", "encryption.yaml", encryption=None, text="kind: EncryptionConfiguration\nresources: [1]\n"),
         ),
         run=part("apiserver"),
     ),
     Fault(
         "a first, unknown encryption key on one node only", (3,), "preflight",
         ("kubernetes_controller:encryption: the first key for secrets", "is not known to controller-2, controller-3 yet"),
-        {"encryption": [{"resources": ["secrets"], "providers": [{"secretbox": {"keys": ["encryption-key9", "encryption-key1"]}}]}]},
+        {"encryption": [{"resources": ["secrets"], "providers": [{"secretbox": {"keys": ["new-key", "encryption-key1"]}}]}]},
         material(inject.new_encryption_key), ci=True,
     ),
     Fault(
         "port taken", (2,), "preflight",
-        ("kubernetes_controller:scheduler:settings:secure-port: port 10999 of 10.8.0.101 is held by process",),
+        ("scheduler:settings:secure-port: port 10999 of 10.8.0.101 is held by process",),
         {"scheduler": {"port": 10999}}, inject=inject.port_taken,
     ),
 ]  # fmt: skip
@@ -154,6 +159,11 @@ BINARIES = [
         FAULTY, binary("kube-apiserver", inject.of_another_release),
     ),
     Fault(
+        "another file under the release that runs", (1,), "binaries",
+        ("bin/kube-scheduler: /var/lib/kube-scheduler/live runs from it with sha256", "Nothing was installed"),
+        {}, inject.exchanged_under_its_release,
+    ),
+    Fault(
         "binary that hangs", (2,), "preflight", ("kube-scheduler", "it hangs"),
         FAULTY, binary("kube-scheduler", script(inject.HANGS)),
     ),
@@ -163,7 +173,8 @@ BINARIES = [
         FAULTY, binary("kube-scheduler", script(inject.SHORT_LIVED, seconds=5)), ci=True,
     ),
     Fault(
-        "binary that dies only in earnest", (5,), "gate", ("kube-scheduler: generation", "did not pass its gate", "is back and serves"),
+        "binary that dies only in earnest", (5,), "gate",
+        ("kube-scheduler: generation", "did not pass its gate", "is back and serves"),
         over(FAULTY, QUICK_GATE),
         binary("kube-scheduler", script(inject.SHORT_LIVED, seconds=0, condition=f"{inject.IN_EARNEST} || exit;")),
         part("scheduler"), touched=SCHEDULER, ci=True,
@@ -172,7 +183,8 @@ BINARIES = [
 
 CERTIFICATES = [
     Fault(
-        "expired certificate", (2,), "preflight", ("kubernetes_controller_pki:apiserver.crt (kube-apiserver, tls.crt): it expired on",),
+        "expired certificate", (2,), "preflight",
+        ("kubernetes_controller_pki:apiserver.crt (kube-apiserver, tls.crt): it expired on",),
         inject=material(inject.expired), ci=True,
     ),
     Fault(
@@ -208,12 +220,14 @@ CERTIFICATES = [
 
 SURROUNDINGS = [
     Fault(
-        "disk full while preparing", (1, 5), "prepare", ("/var/lib/kube-scheduler/generations/", "No space left on device. Nothing was promoted",),
-        over(GOOD_FLAG, {"rollout": {"preflight": {"min_free_mib": 0}}}), inject.full_while_preparing, ci=True,
+        "disk full while preparing", (1, 5), "prepare",
+        ("/var/lib/kube-scheduler/generations/", "No space left on device. Nothing was promoted"),
+        over(GOOD_FLAG, NO_ROOM_ASKED), inject.full_while_preparing, ci=True,
     ),
     Fault(
-        "disk full while promoting", (1, 5), "promote", ("kube-scheduler: /var/lib/kube-scheduler/live: No space left on device; it still leads to",),
-        over(GOOD_FLAG, {"rollout": {"preflight": {"min_free_mib": 0}}}), inject.full_while_promoting,
+        "disk full while promoting", (1, 5), "promote",
+        ("kube-scheduler: /var/lib/kube-scheduler/live: No space left on device; it still leads to",),
+        over(GOOD_FLAG, NO_ROOM_ASKED), inject.full_while_promoting,
     ),
     Fault(
         "one etcd member down, a flag of the API server", (4,), "nothing: etcd has its quorum", (),
@@ -283,9 +297,27 @@ DEATHS = [
         run=deaths.everything_down, serves="new", changed=SCHEDULER, nodes=3, outage=True, ci=True,
     ),
     Fault(
-        "etcd without quorum", (4,), "gate", ("etcd",), GOOD_API_FLAG, run=deaths.without_quorum,
+        "etcd without quorum", (4,), "gate", ("etcd",), over(GOOD_API_FLAG, QUICK_GATE), run=deaths.without_quorum,
         touched=WITH_API, outage=True,
     ),
 ]  # fmt: skip
 
 FAULTS = [*DECLARATION, *BINARIES, *CERTIFICATES, *SURROUNDINGS, *DEATHS]
+KILLED = "minion killed at "
+
+
+def markdown():
+    """Return the table as docs/operations.md has it."""
+    lines = ["| fault | promise | caught by | the operator reads | serves |", "|---|---|---|---|---|"]
+    killed = [fault.name.removeprefix(KILLED) for fault in FAULTS if fault.name.startswith(KILLED) and fault.serves == "new"]
+    for fault in FAULTS:
+        name = fault.name
+        if name == KILLED + killed[0]:
+            name = KILLED + ", ".join(killed)
+        elif name.removeprefix(KILLED) in killed:
+            continue
+        said = " … ".join(f"`{words}`" for words in fault.says) or "–"
+        serves = fault.serves + (f"; restarted: {', '.join(fault.touched)}" if fault.touched else "")
+        promises = ", ".join(map(str, fault.promises))
+        lines.append(f"| {name} | {promises} | {fault.caught} | {said} | {serves} |")
+    return "\n".join(lines)
