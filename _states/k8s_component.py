@@ -49,7 +49,7 @@ def running(name, component):
         return ret | _still_serves(component)
     before = __salt__["k8s_generation.links"](component["home"])["live"]
     try:
-        _refuse_failed(component, changes)
+        _refuse(component, changes)
         if __opts__["test"] and _is_the_operators(component, changes, before):
             return ret | _leave_it_to_the_operator(component, changes, "would be")
         if __opts__["test"]:
@@ -110,8 +110,12 @@ def _compare(component):
     return {}
 
 
-def _refuse_failed(component, changes):
-    """A generation that failed its gate by its own fault is not tried again by itself."""
+def _refuse(component, changes):
+    """A generation that failed its gate by its own fault is not tried again by itself; none is newer than its API server."""
+    # In test mode the API server, which comes first in a whole run, is still the old one.
+    newer = "release" in changes and not __opts__["test"] and __salt__["k8s_skew.newer_than_api"](component)
+    if newer:
+        raise CommandExecutionError(newer)
     wanted = changes.get("generation", {}).get("new") or ""
     reason = __salt__["k8s_generation.failures"](component["home"]).get(wanted.partition(".")[0])
     if reason:

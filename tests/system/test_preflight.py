@@ -74,7 +74,7 @@ def test_a_client_certificate_that_etcd_does_not_take_is_refused(cluster):
     said = [line for line in refused(cluster) if line.startswith("kubernetes_controller:etcd:servers: ")]
     assert len(said) == 1
     assert "0 of 3 answer the declared client certificate of kube-apiserver" in said[0]
-    assert "certificate" in said[0].partition("2379: ")[2]
+    assert "tlsv1 alert unknown ca" in said[0].partition("2379: ")[2]
 
 
 def test_a_port_that_somebody_holds_is_refused_with_who(cluster):

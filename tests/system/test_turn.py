@@ -48,13 +48,14 @@ def test_three_runs_at_the_same_second_never_leave_fewer_than_two_api_servers_re
 def test_a_generation_that_does_not_pass_its_gate_is_taken_back_and_not_tried_again(cluster, pillar):
     node, before = cluster.nodes[0], cluster.processes()
     # Without a rehearsal only the gate is left to see it.
-    gone = {"apiVersion": "kubescheduler.config.k8s.io/v1beta3"}
-    pillar({"rollout": {"rehearsal": {"enabled": False}}, "scheduler": {"config": gone}})
+    nowhere = {"kubeconfig": {"kubeconfig": {"server": f"https://{node.address}:1"}}}
+    rollout = {"rehearsal": {"enabled": False}, "gate": {"timeout_s": 20}}
+    pillar({"rollout": rollout, "scheduler": {"files": nowhere}})
     first = cluster.apply(sls="kubernetes_controller.scheduler", target=node.name)[node.name]
     assert not first.ok
     said = "\n".join(first.failures)
     assert "did not pass its gate" in said
-    assert "kubescheduler.config.k8s.io/v1beta3" in said
+    assert "[-]leaderElection failed" in said
     assert "is back and serves" in said
     assert first.changes == {}
     generation = cluster.processes()[node.name, "kube-scheduler"][0]

@@ -332,11 +332,8 @@ def test_a_second_certificate_of_a_bundle_is_told_too(apiserver, new_authority):
     ("change", "how", "why"),
     [
         ({"files": {"tls.crt": "x"}}, "reload", "file tls.crt"),
-        (
-            {"files": {"tls.crt": "x", "tls.key": "x", "encryption.yaml": "x"}},
-            "reload",
-            "file tls.crt, file tls.key, file encryption.yaml",
-        ),
+        ({"files": {"tls.crt": "x", "tls.key": "x"}}, "reload", "file tls.crt, file tls.key"),
+        ({"files": {"encryption.yaml": "x"}}, "restart", "file encryption.yaml"),
         ({"files": {"tls.crt": "x", "ca.crt": "x"}}, "restart", "file tls.crt, file ca.crt"),
         ({"files": {"gone.txt": "removed"}}, "restart", "file gone.txt"),
         ({"files": {"tls.crt": "x"}, "flags": {"v": {}}}, "restart", "flag v, file tls.crt"),
