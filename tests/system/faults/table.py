@@ -131,7 +131,7 @@ DECLARATION = [
         over(
             NO_REHEARSAL,
             {"rollout": {"drop_encryption_keys": True, "ignore": ["overlap"], "gate": {"timeout_s": 10}}},
-            file_of("apiserver", "encryption.yaml", encryption=None, text="kind: EncryptionConfiguration\nresources: [1]\n"),
+            file_of("apiserver", "encryption.yaml", encryption=None, reload=True, text="kind: Garbage\n"),
         ),
         run=part("apiserver"),
     ),
