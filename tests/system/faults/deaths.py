@@ -122,12 +122,13 @@ def reached(world, timeout_s=240):
 
 
 def minions_answer(world, nodes, timeout_s=120):
-    names = [node.name for node in nodes]
+    """Wait until the minions answer; first until each is connected, as Salt is slow to notice one that is not."""
+    names, connected = [node.name for node in nodes], ["ss", "-Htn", "state", "established", "dport = :4505"]
 
     def answered():
-        said = world.lab.salt(
-            "--out=txt", "-t", "2", "--gather-job-timeout=2", "-L", ",".join(names), "test.ping", check=False
-        ).stdout
+        if not all(node.exec(connected).stdout.strip() for node in nodes):
+            return False
+        said = world.lab.salt("--out=txt", "-t", "3", "-L", ",".join(names), "test.ping", check=False).stdout
         return all(f"{name}: True" in said for name in names)
 
     world.cluster.wait_for("the minions", answered, timeout_s)
