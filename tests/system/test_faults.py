@@ -57,8 +57,11 @@ def judged(world, fault):
             told(fault, outcome)
             serves(world, fault, judge)
             judge.nothing_is_lost()
-    finally:
+    except BaseException:
         world.cluster.pillar(None)
+        world.cluster.apply()  # so that the next fault meets the cluster as it was
+        raise
+    world.cluster.pillar(None)
     converges(world, fault, judge)
 
 

@@ -52,7 +52,8 @@ class Judge:
     def __init__(self, cluster, witness):
         self.cluster, self.witness = cluster, witness
         self.running, self.links = self._running(), self._links()
-        self.keys, self.material, self.binaries = self._keys(), self._material(), self._binaries()
+        self.keys, self.material = self._keys(), self._material()
+        self.binaries = {path: same(path) for path in self._run_from()}
 
     def nothing_is_lost(self):
         """The witness is readable through every API server; no key of etcd or of the master, and no binary, is gone."""
@@ -63,8 +64,7 @@ class Judge:
         material = self._material()
         changed = [name for name in self.material if material.get(name) != self.material[name]]
         assert not changed, f"changed on the master: {changed}"
-        binaries = self._binaries()
-        exchanged = [path for path in self.binaries if binaries.get(path) != self.binaries[path]]
+        exchanged = [path for path, before in self.binaries.items() if same(path) != before]
         assert not exchanged, f"binaries that components run from were exchanged: {exchanged}"
 
     def all_serve(self, patience_s=0):
@@ -110,20 +110,24 @@ class Judge:
         listed = etcdctl(self.cluster.nodes[-1], "get", "/", "--prefix", "--keys-only").stdout.split()
         return {key for key in listed if not key.startswith(PASSING)}
 
-    def _binaries(self):
-        """Return {path: what tells whether it is the same file} of what the components run from."""
-        found = {}
+    def _run_from(self):
+        """Return the files (paths) that the components run from."""
+        found = set()
         for (node, name), (live, _) in self.links.items():
             root = self.cluster.lab.node(node).root
             start = root / self.cluster.homes[name].lstrip("/") / "generations" / live / "start"
-            binary = root / re.search(r"^exec (\S+)", start.read_text(), re.M)[1].lstrip("/")
-            found[str(binary)] = (binary.stat().st_size, binary.stat().st_mtime) if binary.exists() else None
+            found.add(root / re.search(r"^exec (\S+)", start.read_text(), re.M)[1].lstrip("/"))
         return found
 
     def _material(self):
         pki = self.cluster.lab.master.root / "srv/kubernetes_controller/pki"
         files = [path for part in ("authorities", "shared") for path in (pki / part).rglob("*") if path.is_file()]
         return {str(path.relative_to(pki)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def same(path):
+    """Return what tells whether a file is the same one; None where there is none."""
+    return (path.stat().st_size, path.stat().st_mtime) if path.exists() else None
 
 
 def etcdctl(node, *words, check=True, timeout=30):
