@@ -68,14 +68,14 @@ def _change(component, changes):
     if _is_the_operators(component, changes, before["generation"]):
         return _leave_it_to_the_operator(component, changes, "is")
     _snapshot(component, changes)
-    with _turn(component, changes) as serves:
+    with _turn(component, changes) as turn:
         since = _promote(component, generation)
         _take_up(component, changes, since)
         answer = _gate(component, changes, since)
         if not answer["ok"]:
-            raise CommandExecutionError(_go_back(component, generation, changes, answer, before))
+            raise CommandExecutionError(_go_back(component, generation, changes, answer, before, turn))
         _remember(component)
-        _settle(component, changes, serves)
+        _settle(component, changes, turn)
     _report(component, changes, answer, before, "new serving", answer["said"])
     return {"changes": changes, "comment": f"{component['name']} serves after {answer['seconds']} s: {answer['said']}"}
 
@@ -196,11 +196,12 @@ def _turn(component, changes):
     """
     Hold the turn while something that serves is interrupted, and only while all neighbours are ready.
 
-    What does not serve needs neither, so a cluster that is down can always be repaired. Tells whether it serves.
+    What does not serve needs neither, so a cluster that is down can always be repaired. Gives None then, and else what
+    holds the turn (``handle``; None where the operator said to ignore it).
     """
     untouched = changes["process"].startswith("none")
     if untouched or not component["neighbours"] or not __salt__["k8s_health.serves"](component):
-        yield False
+        yield None
         return
     _begin(component, "turn")
     turn = None if "turn" in component["ignore"] else __salt__["k8s_turn.take"](component)
@@ -209,7 +210,7 @@ def _turn(component, changes):
             __salt__["k8s_turn.neighbours_ready"](component)
         if turn is not None and not __salt__["k8s_turn.held"](turn):
             raise CommandExecutionError("the turn was lost while waiting (is this node cut off from etcd?); nothing was touched")
-        yield True
+        yield {"handle": turn}
     finally:
         if turn is not None:
             __salt__["k8s_turn.release"](turn)
@@ -249,7 +250,7 @@ def _gate(component, changes, since):
     return __salt__["k8s_health.wait"](component, since=since if restarted else None, **steady)
 
 
-def _go_back(component, generation, changes, answer, before):
+def _go_back(component, generation, changes, answer, before, turn):
     """Put the good generation back, prove that it serves, and say what was tried, why it failed and what runs now."""
     name, home = component["name"], component["home"]
     _begin(component, "go_back", answer["said"])
@@ -269,8 +270,11 @@ def _go_back(component, generation, changes, answer, before):
         said = f"{tried}. Generation {good} is back, but does not serve either: {back['said']}"
         _report(component, changes, back, before, "not serving", said)
         return said
-    __salt__["k8s_generation.remember_failure"](home, generation, answer["said"])
     said = f"{tried}. Generation {good} is back and serves: {back['said']}"
+    if turn and turn["handle"] and not __salt__["k8s_turn.held"](turn["handle"]):
+        said += ". The turn was lost meanwhile (was this node cut off?), so the next run tries the generation again"
+    else:
+        __salt__["k8s_generation.remember_failure"](home, generation, answer["said"])
     _report(component, changes, {**back, "away_s": answer["away_s"] + back["away_s"]}, before, "old serving", said)
     return said
 
@@ -290,8 +294,8 @@ def _publish():
         __salt__["k8s_preflight.publish"](__salt__["k8s_config.load"]().get("components"))
 
 
-def _settle(component, changes, serves):
+def _settle(component, changes, turn):
     """Keep the turn until load balancers, which ask at intervals, use a restarted API server again."""
-    if serves and component["name"] == "kube-apiserver" and changes["process"].startswith(("start", "restart")):
+    if turn and component["name"] == "kube-apiserver" and changes["process"].startswith(("start", "restart")):
         _begin(component, "settle", f"{component['turn']['settle_s']} s")
         time.sleep(component["turn"]["settle_s"])

@@ -387,6 +387,25 @@ def test_a_failed_gate_fails_with_the_reason_and_leaves_good(scheduler):
     assert scheduler.links()["good"] == scheduler.digest(changed)
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_a_failure_is_remembered_unless_the_turn_was_lost_meanwhile(scheduler, held):
+    scheduler.run()
+    changed = scheduler.declare({"settings": {"v": 4}})
+    scheduler.minion.fake("k8s_health.serves", return_value=True)
+    scheduler.minion.fake("k8s_turn.take", return_value=7)
+    scheduler.minion.fake("k8s_turn.held", side_effect=[True, held])
+    scheduler.minion.fake("k8s_turn.neighbours_ready", return_value=True)
+    scheduler.minion.fake("k8s_turn.release", return_value=True)
+    answer = {"ok": True, "said": "fine", "seconds": 1.0, "away_s": 0.0}
+    scheduler.minion.fake("k8s_health.wait", side_effect=[{**answer, "ok": False, "said": "no answer"}, answer])
+    ret = scheduler.run(changed)
+    assert ret.result is False
+    assert "is back and serves: fine" in ret.comment
+    assert ("The turn was lost meanwhile" in ret.comment) is not held
+    known = scheduler.minion.modules["k8s_generation.failures"](str(scheduler.home))
+    assert known == ({scheduler.digest(changed): "no answer"} if held else {})
+
+
 def test_a_failed_gate_after_a_reload_is_a_reload_of_the_good_generation(apiserver, authorities):
     apiserver.run()
     good, pid = apiserver.links()["good"], apiserver.systemd.pid
