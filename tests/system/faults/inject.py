@@ -107,6 +107,7 @@ def stopped(component, *numbers):
     def fault(world):
         nodes = [world.others[number] for number in numbers]
         for node in nodes:
+            node.exec(["systemctl", "kill", "--signal=KILL", component])
             node.exec(["systemctl", "stop", component])
         try:
             yield
