@@ -117,6 +117,8 @@ def perform(components, names):
     try:
         data = _data(components, asked, place)
         said = _play(components, cast, names, data, deadline)
+    except OSError as exc:  # no room in /run, for instance
+        raise CommandExecutionError(f"{exc.filename or place}: {exc.strerror}") from exc
     except CommandExecutionError as exc:
         tell(getattr(exc, "component", names[0]), "rehearsal", f"failed: {exc}", result="failed")
         raise

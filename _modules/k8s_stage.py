@@ -332,7 +332,10 @@ def _listed(value):
 
 def _run(command, env=None):
     environment = {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), **(env or {})}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    try:
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise CommandExecutionError(f"a rehearsal needs {command[0]}: {exc}") from exc
 
 
 def _checked(command, env=None):

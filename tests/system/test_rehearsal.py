@@ -138,9 +138,9 @@ def test_data_empty_and_enabled_false_do_as_they_say(cluster, world):
 
 
 def test_data_above_the_limit_fails_the_run_and_names_the_limit(cluster, world):
-    answer = rehearse(cluster, world.node, {**flag(), "rollout": {"rehearsal": {"max_mib": 1}}}, manual=False)
+    answer = rehearse(cluster, world.node, {**flag(), "rollout": {"rehearsal": {"max_mib": 0}}})
     assert not answer.ok
-    assert "more than kubernetes_controller:rollout:rehearsal:max_mib (1). Raise it" in "\n".join(answer.failures)
+    assert "more than kubernetes_controller:rollout:rehearsal:max_mib (0). Raise it" in "\n".join(answer.failures)
 
 
 def test_a_wrong_encryption_key_fails_before_anything_that_runs_is_touched(cluster, world):

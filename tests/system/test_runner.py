@@ -33,7 +33,13 @@ def test_a_changed_flag_is_told_as_it_happens_and_in_a_table(cluster, pillar, de
     lines, started, rest = lines_of(done.stdout), [], done.stdout
     for node in NODES:
         steps = [line.split()[3] for line in lines if line.split()[1:3] == [node, "kube-scheduler"]]
-        assert (steps[0], steps[-1]) == ("prepare", "done")
+        assert (steps[0], steps[-1]) == ("rehearsal", "done")
+        assert [step for step in steps if step in ("prepare", "turn", "promote", "gate")] == [
+            "prepare",
+            "turn",
+            "promote",
+            "gate",
+        ]
         started.append(next(i for i, line in enumerate(lines) if f"scheduler of {node}: starts" in line))
         ended = next(i for i, line in enumerate(lines) if f"scheduler of {node}: ended, changed {node}" in line)
         assert any("kube-scheduler" in line and node in line for line in lines[started[-1] : ended])

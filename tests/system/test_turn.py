@@ -55,7 +55,7 @@ def test_a_generation_that_does_not_pass_its_gate_is_taken_back_and_not_tried_ag
     assert not first.ok
     said = "\n".join(first.failures)
     assert "did not pass its gate" in said
-    assert "[-]leaderElection failed" in said
+    assert "/readyz said 500 [-]" in said
     assert "is back and serves" in said
     assert first.changes == {}
     generation = cluster.processes()[node.name, "kube-scheduler"][0]
