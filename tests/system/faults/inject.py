@@ -7,6 +7,7 @@ something as an operator does and returns his ``Outcome``.
 
 import base64
 import contextlib
+import json
 import secrets
 import shutil
 import threading
@@ -182,23 +183,30 @@ def full_while_promoting(world):
         yield
 
 
-@contextlib.contextmanager
-def webhook(world):
-    """Every write of the cluster waits for the word of a webhook that nobody can reach."""
-    rule = '{"apiGroups": ["*"], "apiVersions": ["*"], "operations": ["*"], "resources": ["*/*"], "scope": "*"}'
-    document = f"""
-        {{"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
-         "metadata": {{"name": "nobody-there"}}, "webhooks": [{{"name": "nobody.there.invalid", "failurePolicy": "Fail",
-         "sideEffects": "None", "admissionReviewVersions": ["v1"], "timeoutSeconds": 2, "rules": [{rule}],
-         "clientConfig": {{"url": "https://192.0.2.1/"}}}}]}}"""
-    world.cluster.kubectl("apply", "-f", "-", input=document)
-    try:
-        refuses = lambda: world.cluster.kubectl("create", "configmap", "refused", check=False).returncode  # noqa: E731
-        world.cluster.wait_for("the webhook", refuses, 20)
-        yield
-    finally:
-        world.cluster.kubectl("delete", "validatingwebhookconfiguration", "nobody-there")
-        world.cluster.kubectl("delete", "configmap", "refused", "--ignore-not-found", check=False)
+def webhook(*but):
+    """Every write of the cluster, but for those in the namespaces ``but``, waits for the word of an unreachable webhook."""
+
+    @contextlib.contextmanager
+    def fault(world):
+        selector = {"matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": [*but, "none"]}]}
+        rule = {"apiGroups": ["*"], "apiVersions": ["*"], "operations": ["*"], "resources": ["*/*"], "scope": "*"}
+        hook = {
+            "name": "nobody.there.invalid", "failurePolicy": "Fail", "sideEffects": "None", "timeoutSeconds": 2,
+            "admissionReviewVersions": ["v1"], "rules": [rule], "namespaceSelector": selector,
+            "clientConfig": {"url": "https://192.0.2.1/"},
+        }  # fmt: skip
+        head = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration"}
+        document = {**head, "metadata": {"name": "nobody-there"}, "webhooks": [hook]}
+        world.cluster.kubectl("apply", "-f", "-", input=json.dumps(document))
+        try:
+            create = ["create", "configmap", "refused"]
+            world.cluster.wait_for("the webhook", lambda: world.cluster.kubectl(*create, check=False).returncode, 20)
+            yield
+        finally:
+            world.cluster.kubectl("delete", "validatingwebhookconfiguration", "nobody-there")
+            world.cluster.kubectl("delete", "configmap", "refused", "--ignore-not-found", check=False)
+
+    return fault
 
 
 # -- binaries ----------------------------------------------------------------------------------------------------------

@@ -244,8 +244,13 @@ SURROUNDINGS = [
         GOOD_FLAG, inject.stopped("kube-apiserver", 1), part("scheduler"), outage=True,
     ),
     Fault(
-        "a cluster with an unreachable webhook", (2,), "nothing: webhooks are not in the copy", (),
-        GOOD_API_FLAG, inject.webhook, part("apiserver"), serves="new", changed=API, outage=True, ci=True,
+        "a cluster with an unreachable webhook", (2,), "nothing: it is not in the copy", (),
+        GOOD_API_FLAG, inject.webhook(), part("apiserver"), serves="new", changed=API, outage=True, ci=True,
+    ),
+    Fault(
+        "a cluster with an unreachable webhook for all but kube-system, by a rollout", (2,), "nothing: it is not in the copy", (),
+        over(GOOD_FLAG, GOOD_API_FLAG), inject.webhook("kube-system"), deploy, nodes=3,
+        serves="new", changed=(*API, *SCHEDULER), outage=True,
     ),
 ]  # fmt: skip
 
