@@ -28,8 +28,16 @@ PASSABLE = 0o711  # what lies below is for its component alone
 CLONE_NEWNET = 0x40000000
 ETCD_URL = "http://127.0.0.1:12379"
 PEER_URL = "http://127.0.0.1:12380"
-# What would make a copy behave otherwise than the cluster: calls to what cannot be reached, and the leases of leaders.
-LEFT_OUT = ("admissionregistration.k8s.io/", "leases/kube-system/kube-controller-manager", "leases/kube-system/kube-scheduler")
+# What would make a copy behave otherwise than the cluster: calls to what cannot be reached, policies that are not made for
+# what a rehearsal writes, and the leases of leaders. (A key has the name of the resource, not of its API group.)
+LEFT_OUT = (
+    "validatingwebhookconfigurations/",
+    "mutatingwebhookconfigurations/",
+    "validatingadmissionpolicybindings/",
+    "mutatingadmissionpolicybindings/",
+    "leases/kube-system/kube-controller-manager",
+    "leases/kube-system/kube-scheduler",
+)
 
 
 def clear():
@@ -133,7 +141,7 @@ def restore(row, snapshot, member, peer_url=PEER_URL):
 
 def leave_out(environment, etcdctl, prefix):
     """
-    Remove from the copy what must not be in a rehearsal: admission webhooks and leader leases.
+    Remove from the copy what must not be in a rehearsal: admission webhooks and policies, and leader leases.
 
     environment
         What etcdctl needs to reach the rehearsal's etcd (dict of str).

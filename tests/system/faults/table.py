@@ -241,11 +241,11 @@ SURROUNDINGS = [
     Fault(
         "another controller down", (4,), "turn",
         ("controller-3 is not ready", "one more would be missing, so nothing was touched", '"ignore": ["neighbours"]'),
-        GOOD_FLAG, inject.stopped("kube-apiserver", 1), part("scheduler"), ci=True, outage=True,
+        GOOD_FLAG, inject.stopped("kube-apiserver", 1), part("scheduler"), outage=True,
     ),
     Fault(
         "a cluster with an unreachable webhook", (2,), "nothing: webhooks are not in the copy", (),
-        GOOD_API_FLAG, inject.webhook, part("apiserver"), serves="new", changed=API, outage=True,
+        GOOD_API_FLAG, inject.webhook, part("apiserver"), serves="new", changed=API, outage=True, ci=True,
     ),
 ]  # fmt: skip
 
