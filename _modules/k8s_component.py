@@ -107,19 +107,6 @@ def listener(port):
     return {"pid": 0, "binary": "unknown"}
 
 
-def serving(names=("etcd", "kube-apiserver")):
-    """
-    Return those of the units ``names`` (list) that have a process on this node.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' k8s_component.serving
-    """
-    return [name for name in names if process(name)["pid"]]
-
-
 def unit_differs(row):
     """
     Tell whether the unit file that systemd has differs from that of the live generation.

@@ -99,9 +99,10 @@ def perform(components, names):
     components
         Rows of the configuration's ``components`` (dict): all of this node.
     names
-        Components (list) whose declared generation is rehearsed; it must have been prepared.
+        Components (list) whose declared generation is rehearsed; it is prepared first.
 
-    Returns ``seconds`` and ``said``. Raises CommandExecutionError whose text begins with the component at fault.
+    Returns ``seconds`` and ``said``. Raises CommandExecutionError with the reason, and with the component at fault as its
+    ``component`` where one is.
 
     CLI Example:
 
