@@ -160,6 +160,8 @@ def _prepare(component, changes):
 
 def _rehearse(component, generation):
     """What did not pass its rehearsal yet does so now, with the other components as they are live, or is not promoted."""
+    if not __salt__["k8s_rehearsal.needed"](component, generation):
+        return
     _begin(component, "rehearse", generation)
     try:
         __salt__["k8s_rehearsal.ensure"](component)
