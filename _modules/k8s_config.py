@@ -34,7 +34,7 @@ OPEN = [
     "objects",
 ]
 # Values whose type is not that of the default.
-ANY_TYPE = ["rollout:(gate|turn|rehearsal):(timeout_s|interval_s|window_s|settle_s)"]
+ANY_TYPE = ["rollout:(gate|turn|rehearsal):(timeout_s|neighbours_timeout_s|interval_s|window_s|settle_s)"]
 CONTROL_PLANE = {
     "etcd": "etcd",
     "apiserver": "kube-apiserver",
@@ -281,6 +281,10 @@ def _faults(cfg, node):
             faults.append(f"{PILLAR}:{path}: {value} is not a port.")
         if path.rpartition(":")[2] in PLACES and not value.startswith("/"):
             faults.append(f"{PILLAR}:{path}: {value!r} is not an absolute path.")
+    for section in ("gate", "turn", "rehearsal"):
+        for key, value in cfg["rollout"][section].items():
+            if key.endswith("_s") and value < 0:
+                faults.append(f"{PILLAR}:rollout:{section}:{key}: {value}, expected 0 or more seconds.")
     for path, allowed in CHOICES.items():
         section, _, key = path.rpartition(":")
         value = salt.utils.data.traverse_dict(cfg, section)[key]

@@ -118,14 +118,12 @@ def refusals(row):
     return found
 
 
-def neighbours_ready(row, timeout_s=60):
+def neighbours_ready(row):
     """
     Wait until every neighbour is ready; raise CommandExecutionError naming those that are not, and the override.
 
     row
-        See ``refusals``.
-    timeout_s
-        How long to wait, in seconds (default 60).
+        See ``refusals``; its ``turn`` has ``neighbours_timeout_s``, how long to wait, in seconds.
 
     CLI Example:
 
@@ -133,11 +131,15 @@ def neighbours_ready(row, timeout_s=60):
 
         salt 'controller-1' k8s_turn.neighbours_ready "$ROW"
     """
+    timeout_s = row["turn"]["neighbours_timeout_s"]
     deadline = time.monotonic() + timeout_s
     while found := refusals(row):
         if time.monotonic() > deadline:
             what = "etcd would lose a member more" if row["name"] == "etcd" else "one more would be missing"
-            raise CommandExecutionError(f"{'; '.join(found)}: {what}, so nothing was touched. {_override('neighbours')}")
+            raise CommandExecutionError(
+                f"{'; '.join(found)}: {what}, so nothing was touched. Waited {timeout_s} s "
+                f"(kubernetes_controller:rollout:turn:neighbours_timeout_s). {_override('neighbours')}"
+            )
         time.sleep(1)
     return True
 
