@@ -443,6 +443,35 @@ def test_a_foreign_process_is_an_error_and_not_touched_until_it_is_adopted(sched
     assert scheduler.try_(testmode, adopted).result is expected(testmode)
 
 
+@pytest.mark.parametrize("serves", [True, False])
+def test_what_serves_is_adopted_under_the_turn_and_what_does_not_without(scheduler, serves):
+    scheduler.systemd.restart("kube-scheduler")  # whatever it is, it was not the formula
+    adopted = scheduler.rows({"rollout": {"adopt": True}})["kube-scheduler"]
+    staged = f"{scheduler.home}/generations/{scheduler.digest(adopted)}"
+    asked = scheduler.minion.fake("k8s_health.foreign_serves", return_value=serves)
+    take = scheduler.minion.fake("k8s_turn.take", return_value=7)
+    scheduler.minion.fake("k8s_turn.held", return_value=True)
+    release = scheduler.minion.fake("k8s_turn.release", return_value=True)
+    neighbours = scheduler.minion.fake(
+        "k8s_turn.neighbours_ready", side_effect=CommandExecutionError("controller-2 is not ready")
+    )
+    ret = scheduler.run(adopted)
+    asked.assert_called_once_with(adopted, staged)
+    if not serves:
+        assert (ret.result, ret.changes["process"]) == (True, "restart (adopted)")
+        take.assert_not_called()
+        return
+    assert (ret.result, ret.changes) == (False, {})
+    assert "controller-2 is not ready" in ret.comment
+    assert scheduler.systemd.log == ["restart"]
+    take.assert_called_once_with(adopted, staged)
+    neighbours.assert_called_once_with(adopted, staged)
+    release.assert_called_once_with(7)
+    neighbours.side_effect = None
+    assert scheduler.run(adopted).result is True
+    assert scheduler.systemd.log == ["restart", "restart"]
+
+
 @pytest.mark.parametrize("missing", ["material", "binary"])
 def test_what_is_not_there_yet_is_an_error_for_real_and_unknowable_in_test_mode(scheduler, testmode, missing):
     if missing == "binary":
