@@ -97,6 +97,45 @@ def links(row):
     return {path: found for path, found in present.items() if found != row["links"][path]}
 
 
+def in_the_way(row):
+    """
+    Return a sentence for the first of the row's ``links`` in whose place there is a file that is not a link, or None.
+
+    row
+        See ``links``; where its ``adopt`` is true, nothing is in the way.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_binary.in_the_way '{"links": {"/usr/local/bin/kubectl": "/opt/…/kubectl"}, "adopt": false}'
+    """
+    for path, present in links(row).items():
+        if present and not os.path.islink(path) and not row["adopt"]:
+            return f"{path}: {present}; move it away, or choose another kubernetes_controller:bin_dir."
+    return None
+
+
+def awaited(row):
+    """
+    Return why the row's ``links`` are not moved yet (a sentence), or None: what they lead to does not run here so far.
+
+    row
+        A row of ``downloads``; ``runs`` is the component (``name``, ``home``, ``release``) whose live generation must be of
+        that release, or None where none has to.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_binary.awaited '{"runs": {"name": "etcd", "home": "/var/lib/kubernetes-etcd", ...}}'
+    """
+    runs = row["runs"]
+    if not runs or __salt__["k8s_generation.release"](runs["home"]) == runs["release"]:
+        return None
+    return f"{', '.join(row['links'])}: moved once {runs['name']} of this node is promoted to {runs['release']}."
+
+
 def link(row):
     """
     Let the row's ``links`` lead to the installed files, each by one rename. Returns the links that were moved.
@@ -112,11 +151,11 @@ def link(row):
 
         salt 'controller-1' k8s_binary.link '{"links": {"/usr/local/bin/kubectl": "/opt/kubernetes/1.37.2/bin/kubectl"}}'
     """
-    moved = links(row)
+    moved, hindrance = links(row), in_the_way(row)
+    if hindrance:
+        raise CommandExecutionError(hindrance)
     for path, present in moved.items():
         if present and not os.path.islink(path):
-            if not row["adopt"]:
-                raise CommandExecutionError(f"{path}: {present}; move it away, or choose another kubernetes_controller:bin_dir.")
             os.rename(path, f"{path}.before-adoption")
         os.makedirs(os.path.dirname(path), mode=MODE, exist_ok=True)
         scratch = f"{path}.new"

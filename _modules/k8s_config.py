@@ -45,7 +45,7 @@ CONTROL_PLANE = {
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le", "s390x": "s390x", "riscv64": "riscv64"}
 # The order of a roll over nodes that serve: API servers first (Kubernetes' version-skew policy).
 SECTIONS = ("Unit", "Service", "Install")
-PHASES = [["apiserver", "objects"], ["controller_manager", "scheduler"]]
+PHASES = [["apiserver", "objects", "links"], ["controller_manager", "scheduler"]]
 KEY_SIZES_BITS = {"ec": (256, 384, 521), "rsa": (2048, 3072, 4096)}
 PLACES = ("conf_dir", "bin_dir", "release_dir", "log_dir", "data_dir", "directory", "record_dir")
 CHOICES = {"rollout:mode": ("automatic", "manual"), "rollout:rehearsal:data": ("snapshot", "empty")}
@@ -757,6 +757,8 @@ def _downloads(cfg):
                 "members": {},
                 "timeout_s": binaries["timeout_s"],
                 "adopt": cfg["rollout"]["adopt"],
+                "mode": cfg["rollout"]["mode"],
+                "runs": _awaited(cfg, "kube-apiserver"),
                 "links": {f"{cfg['bin_dir']}/{name}": f"{cfg['release_dir']}/{cfg['release']}/bin/{name}"},
             }
         )
@@ -777,10 +779,18 @@ def _downloads(cfg):
             "members": {tool: f"{bundle}/{tool}" for tool in tools},
             "timeout_s": binaries["timeout_s"],
             "adopt": cfg["rollout"]["adopt"],
+            "mode": cfg["rollout"]["mode"],
+            "runs": _awaited(cfg, "etcd"),
             "links": {f"{cfg['bin_dir']}/{tool}": f"{etcd_bin}/{tool}" for tool in tools},
         }
     )
     return rows
+
+
+def _awaited(cfg, name):
+    """Return the component that has to be of the declared release before links lead there; None where it is not run here."""
+    row = cfg["components"].get(name)
+    return {key: row[key] for key in ("name", "home", "release")} if row else None
 
 
 def _releases(cfg):

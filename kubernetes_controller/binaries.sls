@@ -1,4 +1,4 @@
-{#- The declared releases, beside the others under their release_dir, and links in bin_dir for people. -#}
+{#- The declared releases, beside the others under their release_dir. -#}
 {%- from "kubernetes_controller/map.jinja" import cfg, unready with context %}
 {%- if not cfg %}
 {{ unready }}
