@@ -80,6 +80,26 @@ def missing(row):
     return reasons
 
 
+def unreachable(row):
+    """
+    Return why nothing of a row's mirror can be fetched (a sentence), or None. Any answer counts, that there is no such file too.
+
+    row
+        See ``install``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_binary.unreachable '{"source": "https://dl.k8s.io/v1.37.2/bin/linux/amd64/kubectl", ...}'
+    """
+    try:
+        requests.head(row["source"], timeout=row["timeout_s"])
+    except requests.RequestException as exc:
+        return _no_fetch(row, row["source"], exc)
+    return None
+
+
 def links(row):
     """
     Return which of the row's ``links`` do not lead where they should: {link: where it leads now, or None}.
@@ -292,9 +312,12 @@ def _get(row, url, stream=False):
         answer = requests.get(url, stream=stream, timeout=row["timeout_s"])
         answer.raise_for_status()
     except requests.RequestException as exc:
-        reason = str(exc.args[0]) if exc.args else type(exc).__name__
-        raise CommandExecutionError(f"{row['mirror_key']}: cannot fetch {url}: {_short(reason)}") from exc
+        raise CommandExecutionError(_no_fetch(row, url, exc)) from exc
     return answer
+
+
+def _no_fetch(row, url, exc):
+    return f"{row['mirror_key']}: cannot fetch {url}: {_short(str(exc.args[0]) if exc.args else type(exc).__name__)}"
 
 
 def _short(reason):

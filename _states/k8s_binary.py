@@ -5,6 +5,37 @@ Install released binaries by checksum.
 from salt.exceptions import CommandExecutionError
 
 
+def reachable(name, rows):
+    """
+    Ensure that a mirror answers, where something of it is missing, so that a dead one is told once.
+
+    name
+        The pillar key of the mirror, for people.
+    rows
+        The rows of the configuration's ``downloads`` that come from it.
+
+    Nothing is asked when all files are in place, nor in test mode.
+
+    .. code-block:: yaml
+
+        The mirror of kubernetes_controller:binaries:mirror answers:
+          k8s_binary.reachable:
+            - name: kubernetes_controller:binaries:mirror
+            - rows: [{name: kubectl, source: https://dl.k8s.io/…}]
+    """
+    ret = {"name": name, "result": True, "changes": {}, "comment": f"{name}: nothing of it is needed."}
+    if __opts__["test"]:
+        return ret | {"comment": f"{name}: not asked in test mode."}
+    try:
+        wanted = next((row for row in rows if __salt__["k8s_binary.missing"](row)), None)
+    except CommandExecutionError:  # each row's own state tells
+        wanted = None
+    if wanted is None:
+        return ret
+    reason = __salt__["k8s_binary.unreachable"](wanted)
+    return ret | ({"result": False, "comment": reason} if reason else {"comment": f"{name} answers."})
+
+
 def installed(name, row):
     """
     Ensure that the files of one download are in place, and are what was published or pinned.

@@ -60,6 +60,21 @@ def test_a_dead_mirror_fails_naming_its_pillar_key(node, download):
     assert ret.comment.startswith("kubernetes_controller:binaries:mirror: cannot fetch http://127.0.0.1:1/sums: ")
 
 
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_mirror_is_asked_once_and_only_where_something_is_missing(node, testmode, download, mirror, dead):
+    row = download["row"] | ({"source": "http://127.0.0.1:1/kubectl"} if dead else {"source": download["row"]["source"] + ".not"})
+    ret = node.state("k8s_binary.reachable", "kubernetes_controller:binaries:mirror", test=testmode, rows=[row, row])
+    assert (ret.result, ret.changes) == (testmode or not dead, {})
+    if dead and not testmode:
+        assert ret.comment.startswith("kubernetes_controller:binaries:mirror: cannot fetch http://127.0.0.1:1/kubectl: ")
+    node.state("k8s_binary.installed", **download)
+    mirror.asked.clear()
+    node.state(
+        "k8s_binary.reachable", "kubernetes_controller:binaries:mirror", rows=[download["row"] | {"source": row["source"]}]
+    )
+    assert mirror.asked == []
+
+
 # -- k8s_binary.linked ------------------------------------------------------------------------------------------------
 
 
