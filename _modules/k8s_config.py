@@ -34,7 +34,7 @@ OPEN = [
     "objects",
 ]
 # Values whose type is not that of the default.
-ANY_TYPE = ["rollout:(gate|turn|rehearsal):(timeout_s|interval_s|window_s|settle_s)"]
+ANY_TYPE = ["rollout:(gate|turn|rehearsal):(timeout_s|neighbours_timeout_s|interval_s|window_s|settle_s)"]
 CONTROL_PLANE = {
     "etcd": "etcd",
     "apiserver": "kube-apiserver",
@@ -45,7 +45,7 @@ CONTROL_PLANE = {
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le", "s390x": "s390x", "riscv64": "riscv64"}
 # The order of a roll over nodes that serve: API servers first (Kubernetes' version-skew policy).
 SECTIONS = ("Unit", "Service", "Install")
-PHASES = [["apiserver", "objects"], ["controller_manager", "scheduler"]]
+PHASES = [["apiserver", "objects", "links"], ["controller_manager", "scheduler"]]
 KEY_SIZES_BITS = {"ec": (256, 384, 521), "rsa": (2048, 3072, 4096)}
 PLACES = ("conf_dir", "bin_dir", "release_dir", "log_dir", "data_dir", "directory", "record_dir")
 CHOICES = {"rollout:mode": ("automatic", "manual"), "rollout:rehearsal:data": ("snapshot", "empty")}
@@ -281,6 +281,10 @@ def _faults(cfg, node):
             faults.append(f"{PILLAR}:{path}: {value} is not a port.")
         if path.rpartition(":")[2] in PLACES and not value.startswith("/"):
             faults.append(f"{PILLAR}:{path}: {value!r} is not an absolute path.")
+    for section in ("gate", "turn", "rehearsal"):
+        for key, value in cfg["rollout"][section].items():
+            if key.endswith("_s") and value < 0:
+                faults.append(f"{PILLAR}:rollout:{section}:{key}: {value}, expected 0 or more seconds.")
     for path, allowed in CHOICES.items():
         section, _, key = path.rpartition(":")
         value = salt.utils.data.traverse_dict(cfg, section)[key]
@@ -753,6 +757,8 @@ def _downloads(cfg):
                 "members": {},
                 "timeout_s": binaries["timeout_s"],
                 "adopt": cfg["rollout"]["adopt"],
+                "mode": cfg["rollout"]["mode"],
+                "runs": _awaited(cfg, "kube-apiserver"),
                 "links": {f"{cfg['bin_dir']}/{name}": f"{cfg['release_dir']}/{cfg['release']}/bin/{name}"},
             }
         )
@@ -773,10 +779,18 @@ def _downloads(cfg):
             "members": {tool: f"{bundle}/{tool}" for tool in tools},
             "timeout_s": binaries["timeout_s"],
             "adopt": cfg["rollout"]["adopt"],
+            "mode": cfg["rollout"]["mode"],
+            "runs": _awaited(cfg, "etcd"),
             "links": {f"{cfg['bin_dir']}/{tool}": f"{etcd_bin}/{tool}" for tool in tools},
         }
     )
     return rows
+
+
+def _awaited(cfg, name):
+    """Return the component that has to be of the declared release before links lead there; None where it is not run here."""
+    row = cfg["components"].get(name)
+    return {key: row[key] for key in ("name", "home", "release")} if row else None
 
 
 def _releases(cfg):

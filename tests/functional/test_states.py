@@ -60,6 +60,78 @@ def test_a_dead_mirror_fails_naming_its_pillar_key(node, download):
     assert ret.comment.startswith("kubernetes_controller:binaries:mirror: cannot fetch http://127.0.0.1:1/sums: ")
 
 
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_mirror_is_asked_once_and_only_where_something_is_missing(node, testmode, download, mirror, dead):
+    row = download["row"] | ({"source": "http://127.0.0.1:1/kubectl"} if dead else {"source": download["row"]["source"] + ".not"})
+    ret = node.state("k8s_binary.reachable", "kubernetes_controller:binaries:mirror", test=testmode, rows=[row, row])
+    assert (ret.result, ret.changes) == (testmode or not dead, {})
+    if dead and not testmode:
+        assert ret.comment.startswith("kubernetes_controller:binaries:mirror: cannot fetch http://127.0.0.1:1/kubectl: ")
+    node.state("k8s_binary.installed", **download)
+    mirror.asked.clear()
+    node.state(
+        "k8s_binary.reachable", "kubernetes_controller:binaries:mirror", rows=[download["row"] | {"source": row["source"]}]
+    )
+    assert mirror.asked == []
+
+
+# -- k8s_binary.linked ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def linked(mirror, tmp_path):
+    """What the links for people are, which lead to another release so far, and a component that is live."""
+    home, link = tmp_path / "home", tmp_path / "people/kubectl"
+    (home / "generations/a").mkdir(parents=True)
+    (home / "generations/a/start").write_text("#!/bin/sh\n# kube-apiserver 1.37.2 sha256:0\nexec /nowhere\n")
+    (home / "live").symlink_to("generations/a")
+    link.parent.mkdir()
+    link.symlink_to("/opt/kubernetes/1.36.3/bin/kubectl")
+    row = mirror.row("kubectl", tmp_path / "bin")
+    return row | {"links": {str(link): str(tmp_path / "bin/kubectl")}, "runs": runs("1.37.2", home)}
+
+
+def runs(release, home):
+    return {"name": "kube-apiserver", "home": str(home), "release": release}
+
+
+def test_links_for_people_follow_what_runs(node, apply, testmode, linked):
+    ((link, target),) = linked["links"].items()
+    ret = apply(testmode, node, "k8s_binary.linked", "kubectl", row=linked)
+    assert ret.changes == {link: {"old": "/opt/kubernetes/1.36.3/bin/kubectl", "new": target}}
+    assert ret.result is expected(testmode)
+    assert os.readlink(link) == ("/opt/kubernetes/1.36.3/bin/kubectl" if testmode else target)
+
+
+@pytest.mark.parametrize("mode", ["automatic", "manual"])
+def test_links_for_people_wait_for_a_release_that_is_not_promoted(node, testmode, linked, tmp_path, mode):
+    (link,) = linked["links"]
+    row = linked | {"runs": runs("1.38.0", tmp_path / "home"), "mode": mode}
+    ret = node.state("k8s_binary.linked", "kubectl", test=testmode, row=row)
+    assert os.readlink(link) == "/opt/kubernetes/1.36.3/bin/kubectl"
+    if testmode and mode == "automatic":  # the component would be promoted by the same run
+        assert (ret.result, set(ret.changes)) == (None, {link})
+    else:
+        assert (ret.result, ret.changes) == (True, {})
+        assert ret.comment == f"{link}: moved once kube-apiserver of this node is promoted to 1.38.0."
+
+
+@pytest.mark.parametrize("adopt", [False, True])
+def test_a_file_in_the_place_of_a_link_is_found_before_anything_is_fetched(node, testmode, linked, mirror, adopt):
+    (link,) = linked["links"]
+    Path(link).unlink()
+    Path(link).write_text("somebody else's")
+    mirror.files |= {"/kubectl": b"kubectl", "/kubectl.sha512": hashlib.sha512(b"kubectl").hexdigest().encode()}
+    ret = node.state("k8s_binary.installed", "kubectl", test=testmode, row=linked | {"adopt": adopt})
+    if not adopt:
+        assert (ret.result, ret.changes, mirror.asked) == (False, {}, [])
+        assert ret.comment == f"{link}: a file that is not a link; move it away, or choose another kubernetes_controller:bin_dir."
+    elif not testmode:
+        assert ret.result is True
+        assert node.state("k8s_binary.linked", "kubectl", row=linked | {"adopt": True}).result is True
+        assert Path(f"{link}.before-adoption").read_text() == "somebody else's"
+
+
 # -- k8s_binary.pruned ------------------------------------------------------------------------------------------------
 
 

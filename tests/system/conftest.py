@@ -129,6 +129,13 @@ class Cluster:
     def kubectl(self, *args, check=True, **kw):
         return self.lab.kubectl(*args, check=check, **kw)
 
+    def token(self, namespace="default", *server):
+        """Return a token of a namespace's default service account, which the controller manager makes a moment later."""
+        words = [*server, "-n", namespace]
+        asked = [*words, "get", "serviceaccount", "default"]
+        self.wait_for(f"the service account of {namespace}", lambda: not self.kubectl(*asked, check=False).returncode)
+        return self.kubectl(*words, "create", "token", "default").stdout.strip()
+
     def wait_for(self, what, question, timeout_s=60):
         """Ask until ``question()`` is true; return the answer."""
         deadline = time.monotonic() + timeout_s
