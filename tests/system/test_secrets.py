@@ -58,15 +58,8 @@ def given(cluster):
     account = ["-n", namespace, "get", "serviceaccount", "default"]
     cluster.wait_for("the service account", lambda: not cluster.kubectl(*account, check=False).returncode)
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "mine", "namespace": namespace}}
-    cluster.kubectl("create", "-f", "-", input=json.dumps({**secret, "stringData": {"word": value}}))
-    cluster.kubectl(
-        "apply",
-        "--server-side",
-        "--force-conflicts",
-        "-f",
-        "-",
-        input=json.dumps({**secret, "stringData": {"word": f"{value}2"}}),
-    )
+    for words, word in ((["create"], value), (["apply", "--server-side", "--force-conflicts"], f"{value}2")):
+        cluster.kubectl(*words, "-f", "-", input=json.dumps({**secret, "stringData": {"word": word}}))
     found = {"the value of a Secret": value}
     for node in cluster.nodes:
         token = cluster.kubectl("--server", f"https://{node.address}:6443", "-n", namespace, "create", "token", "default").stdout
@@ -105,13 +98,13 @@ def test_rollouts_that_fail_tell_no_secret(cluster, given):
     with leaks.watched(cluster) as watch:
         try:
             # In the preflight and the rehearsal …
-            cluster.pillar(leaks_over(GARBAGE, KUBECONFIG))
+            cluster.pillar(over(GARBAGE, KUBECONFIG))
             watch.said(json.dumps(cluster.salt("state.apply", "kubernetes_controller", "test=True", target="controller-1")))
             refused = watch.said(cluster.lab.salt_run("k8s_rollout.deploy", check=False))
             assert refused.returncode != 0
             assert cluster.processes() == before
             # … and in earnest: the API server itself reads it, complains, and is given the good one again.
-            cluster.pillar(leaks_over(GARBAGE, {"rollout": {"rehearsal": {"enabled": False}}}))
+            cluster.pillar(over(GARBAGE, {"rollout": {"rehearsal": {"enabled": False}}}))
             failed = watch.said(cluster.orchestrate("-l", "debug"))
             assert failed.returncode != 0
             assert "did not pass its gate" in failed.stdout
@@ -123,13 +116,13 @@ def test_rollouts_that_fail_tell_no_secret(cluster, given):
     leaks.nowhere(cluster, watch, given[1])
 
 
-def leaks_over(*layers):
+def over(*layers):
     """Return the pillar of ``layers``, later ones over earlier ones."""
     found = {}
     for layer in layers:
         for key, value in layer.items():
             both = isinstance(value, dict) and isinstance(found.get(key), dict)
-            found[key] = leaks_over(found[key], value) if both else value
+            found[key] = over(found[key], value) if both else value
     return found
 
 
