@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import hashlib
 import shutil
 
 import pytest
@@ -176,6 +177,8 @@ def test_a_binary_that_is_not_what_its_mirror_published_is_not_installed(cluster
         cluster.pillar({"release": "1.36.3", "binaries": {"mirror": mirror}})
         answer = refused(cluster, ".sha256 says " + "0" * 64 + ". Nothing was installed.")
         assert len(answer.failures) == len(names)
+        found = hashlib.sha256(b"not what was published").hexdigest()
+        assert all(f"sha256 is {found}, but " in failure for failure in answer.failures)
         directory = cluster.lab.node(NODE).root / "opt/kubernetes/1.36.3"
         assert [path for path in directory.rglob("*") if path.is_file()] == []
         shutil.rmtree(directory)
