@@ -133,8 +133,9 @@ import hashlib, json, sys
 import salt.channel.client, salt.config, salt.loader, salt.minion
 opts = salt.config.minion_config("/etc/salt/minion")
 opts.update(salt.minion.resolve_dns(opts))
+grains = salt.loader.grains(opts)
 def pillar(minion):
-    load = {"id": minion, "grains": {"id": minion}, "saltenv": "base", "pillarenv": None, "pillar_override": {},
+    load = {"id": minion, "grains": {**grains, "id": minion}, "saltenv": "base", "pillarenv": None, "pillar_override": {},
             "extra_minion_data": {}, "ver": "2", "cmd": "_pillar"}
     with salt.channel.client.ReqChannel.factory(opts) as channel:
         found = channel.crypted_transfer_decode_dictentry(load, dictkey="pillar", timeout=10, tries=1)
