@@ -2,7 +2,8 @@
 Fetch released binaries by checksum, and know later whether they are still what was fetched.
 
 Beside the binaries of a release lies ``.installed.json``: for each file its SHA-256 and the size, time and inode it
-had when that was computed. A file whose stat is unchanged is not read again (400 MB of binaries per node).
+had when that was computed. A file whose stat is unchanged is not read again (400 MB of binaries per node). The time of
+its last change of status is among them: nobody can set it back, as the time of its content.
 """
 
 import glob
@@ -394,7 +395,7 @@ def _hash(path, algorithm="sha256"):
 
 def _stat(path):
     stat = os.stat(path)
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns]
 
 
 def _record(directory):

@@ -11,6 +11,7 @@ import salt.utils.files
 from salt.exceptions import CommandExecutionError
 
 UNITS = "/etc/systemd/system"
+UNIT_MODE = 0o600  # nothing in it is secret, but the CIS benchmark wants it so (1.1.1 to 1.1.8)
 PROGRESS = "kubernetes_controller/progress"
 PROPERTIES = "LoadState,ActiveState,SubState,MainPID,NRestarts,ExecMainStartTimestampMonotonic,FragmentPath,UnitFileState"
 # What a component says when it gives up, and what else may tell why.
@@ -123,9 +124,28 @@ def unit_differs(row):
     return _text(f"{UNITS}/{row['name']}.service") != _text(f"{row['home']}/live/unit")
 
 
+def unit_exposed(row):
+    """
+    Tell whether others than root may read the unit file that systemd has.
+
+    row
+        A row of the configuration's ``components``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_component.unit_exposed "$ROW"
+    """
+    try:
+        return bool(os.stat(f"{UNITS}/{row['name']}.service").st_mode & 0o177)
+    except OSError:
+        return False
+
+
 def install_unit(row):
     """
-    Copy the live generation's unit to systemd's directory, reload systemd, and enable the unit.
+    Copy the live generation's unit to systemd's directory, for root's eyes only, reload systemd, and enable the unit.
 
     row
         A row of the configuration's ``components``.
@@ -140,10 +160,11 @@ def install_unit(row):
     if unit_differs(row):
         with salt.utils.atomicfile.atomic_open(path, "w") as handle:
             handle.write(_text(f"{row['home']}/live/unit"))
-        os.chmod(path, 0o644)
+        os.chmod(path, UNIT_MODE)
         if process(row["name"])["enabled"]:
             _systemctl("daemon-reload")
             return True
+    os.chmod(path, UNIT_MODE)
     _systemctl("enable", "--quiet", f"{row['name']}.service")  # which reloads systemd, too
     return True
 

@@ -108,6 +108,8 @@ def _compare(component):
         return {"unit": "not a copy of live/unit", "process": "restart (unit)"}
     if not process["enabled"]:
         return {"unit": "not enabled", "process": "none (unit)"}
+    if __salt__["k8s_component.unit_exposed"](component):
+        return {"unit": "readable by others", "process": "none (unit)"}
     return {}
 
 

@@ -16,8 +16,8 @@ class Systemd:
 
     def __init__(self, minion, row):
         self.row, self.unit, self.pid, self.started, self.enabled, self.stranger = row, None, 0, None, False, None
-        self.sick, self.refuses, self.log, self.steps = None, None, [], []
-        for name in ("process", "restart", "install_unit", "unit_differs", "foreign"):
+        self.sick, self.refuses, self.log, self.steps, self.exposed = None, None, [], [], False
+        for name in ("process", "restart", "install_unit", "unit_differs", "unit_exposed", "foreign"):
             minion.fake(f"k8s_component.{name}", getattr(self, name))
         self.wait = minion.fake("k8s_health.wait", self.gate)
         self.tell = minion.fake("k8s_component.tell", lambda name, step, said, **facts: self.steps.append(step))
@@ -44,11 +44,14 @@ class Systemd:
     def install_unit(self, row):
         if self.refuses:
             raise CommandExecutionError(self.refuses)
-        self.unit, self.enabled = self.live_unit, True
+        self.unit, self.enabled, self.exposed = self.live_unit, True, False
         return True
 
     def unit_differs(self, row):
         return self.unit != self.live_unit
+
+    def unit_exposed(self, row):
+        return self.exposed
 
     def foreign(self, row):
         return None if row["adopt"] or (Path(row["home"]) / "live").is_symlink() else self.stranger
@@ -201,9 +204,10 @@ def test_a_component_that_stopped_is_started(scheduler, testmode):
     [
         ({"unit": "edited"}, {"unit": "not a copy of live/unit", "process": "restart (unit)"}, 1),
         ({"enabled": False}, {"unit": "not enabled", "process": "none (unit)"}, 0),
+        ({"exposed": True}, {"unit": "readable by others", "process": "none (unit)"}, 0),
     ],
 )
-def test_a_unit_that_somebody_edited_or_disabled_is_repaired(scheduler, testmode, edit, changes, restarts):
+def test_a_unit_that_somebody_edited_disabled_or_opened_is_repaired(scheduler, testmode, edit, changes, restarts):
     scheduler.run()
     for name, value in edit.items():
         setattr(scheduler.systemd, name, value)

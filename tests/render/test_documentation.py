@@ -1,9 +1,9 @@
 """What is written for people is there, and true: docstrings, examples, pillar.example."""
 
 import ast
+import importlib
 import inspect
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -88,10 +88,32 @@ def test_pillar_example_is_the_defaults(defaults):
     assert example == {key: value for key, value in defaults.items() if key != "version"}
 
 
-def test_the_fault_table_of_the_docs_is_that_of_the_tests():
-    sys.path.insert(0, str(ROOT / "tests/system"))
-    try:
-        from faults import table
-    finally:
-        sys.path.pop(0)
-    assert table.markdown() in (ROOT / "docs/operations.md").read_text()
+@pytest.fixture
+def of_system_tests(monkeypatch):
+    """Return a function that imports a module of the system tests, which needs no node."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests/system"))
+    return importlib.import_module
+
+
+def test_the_fault_table_of_the_docs_is_that_of_the_tests(of_system_tests):
+    assert of_system_tests("faults.table").markdown() in (ROOT / "docs/operations.md").read_text()
+
+
+def test_the_deviations_of_the_docs_are_those_of_the_tests(of_system_tests):
+    hardening, text = of_system_tests("hardening"), (ROOT / "docs/security.md").read_text()
+    assert hardening.deviations() in text
+    assert hardening.points() in text
+
+
+def test_every_automated_check_of_the_benchmark_is_in_the_table_once(of_system_tests):
+    hardening = of_system_tests("hardening")
+    ids = [str(row["id"]) for row in hardening.rows()]
+    assert len(ids) == len(set(ids))
+    assert {str(row["id"]) for row in hardening.rows() if not row.get("manual")} == hardening.automated()
+
+
+def test_the_kube_bench_configuration_names_the_default_places(of_system_tests, resolve):
+    components = resolve()["components"]
+    expected = {f"/etc/systemd/system/{name}.service" for name in components} | {"/var/lib/etcd"}
+    expected |= {f"{components[name]['home']}/live/kubeconfig" for name in ("kube-scheduler", "kube-controller-manager")}
+    assert set(of_system_tests("hardening").kube_bench_paths()) == expected

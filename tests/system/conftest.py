@@ -20,7 +20,9 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "lab"))
+sys.path.insert(0, str(Path(__file__).parent))
 
+import leaks  # noqa: E402
 from kclab import binaries, master  # noqa: E402
 from kclab.lab import Lab  # noqa: E402
 
@@ -249,10 +251,17 @@ def lab():
 
 
 @pytest.fixture(scope="session")
-def rollout(lab):
-    """The fresh rollout that the cluster of this session comes from."""
+def watched_rollout(lab):
+    """The fresh rollout that the cluster of this session comes from, and what was recorded meanwhile (``leaks``)."""
     cluster = Cluster(lab)
-    return cluster.orchestrate()
+    with leaks.watched(cluster) as watch:
+        return watch.said(cluster.orchestrate()), watch
+
+
+@pytest.fixture(scope="session")
+def rollout(watched_rollout):
+    """The fresh rollout that the cluster of this session comes from."""
+    return watched_rollout[0]
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import hashlib
 import shutil
 
 import pytest
@@ -182,12 +183,38 @@ def test_a_binary_that_is_not_what_its_mirror_published_is_not_installed(cluster
         cluster.pillar({"release": "1.36.3", "binaries": {"mirror": mirror}})
         answer = refused(cluster, ".sha256 says " + "0" * 64 + ". Nothing was installed.")
         assert len(answer.failures) == len(names)
+        found = hashlib.sha256(b"not what was published").hexdigest()
+        assert all(f"sha256 is {found}, but " in failure for failure in answer.failures)
         directory = cluster.lab.node(NODE).root / "opt/kubernetes/1.36.3"
         assert [path for path in directory.rglob("*") if path.is_file()] == []
         shutil.rmtree(directory)
     finally:
         master.exec(["systemctl", "stop", "wrong-mirror"])
         shutil.rmtree(master.root / "srv/wrong")
+
+
+def test_a_binary_that_was_replaced_on_a_node_is_noticed_and_comes_from_the_mirror_again(cluster):
+    node, directory = cluster.lab.node(NODE), "/opt/kubernetes/1.37.2/bin"
+    names, evil = ("kube-scheduler", "kubectl"), {}
+    sums = {name: node.exec(["sha256sum", f"{directory}/{name}"]).stdout.split()[0] for name in names}
+    # One by the sum that the operator pins, the other by the one that the mirror publishes.
+    cluster.pillar({"binaries": {"checksums": {"kube-scheduler": f"sha256:{sums['kube-scheduler']}"}}})
+    for name in names:
+        path = f"{directory}/{name}"
+        node.exec(["sh", "-c", f"cp -p {path} {path}.evil && echo evil >> {path}.evil && touch -r {path} {path}.evil"])
+        evil[name] = node.exec(["sha256sum", f"{path}.evil"]).stdout.split()[0]
+        node.exec(["mv", f"{path}.evil", path])
+    pending = cluster.apply("test=True", target=NODE)[NODE]
+    told = {file: change["old"] for changes in pending.changes.values() for file, change in changes.items() if file in names}
+    assert told == {name: f"replaced: sha256 {evil[name]} instead of {sums[name]}" for name in names}
+    assert node.exec(["sha256sum", f"{directory}/kubectl"]).stdout.split()[0] == evil["kubectl"]
+    answer = cluster.apply(target=NODE)[NODE]
+    assert answer.ok, answer.failures
+    assert {file for changes in answer.changes.values() for file in changes} == set(names)
+    for name in names:
+        assert node.exec(["sha256sum", f"{directory}/{name}"]).stdout.split()[0] == sums[name]
+    again = cluster.apply(target=NODE)[NODE]
+    assert again.ok and not again.changes
 
 
 # -- certificates that do not fit -------------------------------------------------------------------------------------

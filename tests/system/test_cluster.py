@@ -95,25 +95,6 @@ def test_a_user_may_do_what_a_role_says_and_nothing_else(cluster, namespace):
     assert exit_status(cluster, "--as", "jane", "auth", "can-i", "list", "pods") == 1
 
 
-def test_nobody_may_ask_for_health_and_for_nothing_else(cluster):
-    for node in cluster.nodes:
-        answers = {path: cluster.get(node, path)[0] for path in ("/livez", "/readyz", "/healthz")}
-        assert set(answers.values()) == {200}, answers
-        closed = ("/version", "/api", "/apis", "/metrics", "/readyz/etcd", "/api/v1/namespaces", "/openapi/v2")
-        answers = {path: cluster.get(node, path)[0] for path in closed}
-        assert set(answers.values()) == {401}, answers
-
-
-@pytest.mark.parametrize("port", [6443, 10257, 10259, 2379, 2380])
-def test_tls_older_than_1_2_is_refused_at_port(cluster, port):
-    node = cluster.nodes[0]
-    ask = ["openssl", "s_client", "-connect", f"{node.address}:{port}", "-cipher", "ALL:@SECLEVEL=0"]
-    for version in ("-tls1", "-tls1_1"):
-        # It is the server that must refuse, not this client.
-        assert "alert protocol version" in node.exec([*ask, version], check=False).stderr
-    assert "Protocol  : TLSv1.2" in node.exec([*ask, "-tls1_2"], check=False).stdout
-
-
 # -- identities -------------------------------------------------------------------------------------------------------
 
 

@@ -12,11 +12,17 @@ KEYS = {
     "kube-controller-manager": "controller_manager",
     "kube-scheduler": "scheduler",
 }
+CIPHERS = ",".join(
+    f"TLS_ECDHE_{key}_WITH_{cipher}"
+    for key in ("ECDSA", "RSA")
+    for cipher in ("AES_128_GCM_SHA256", "AES_256_GCM_SHA384", "CHACHA20_POLY1305_SHA256")
+)
 # Per component: a flag that is new, one that is another, and one that is taken away, of every type.
 FLAGS = {
     "etcd": (
-        {"heartbeat-interval": 120, "tls-min-version": "TLS1.3", "initial-cluster-state": None},
+        {"heartbeat-interval": 120, "tls-min-version": "TLS1.3", "initial-cluster-state": None, "cipher-suites": None},
         {
+            "cipher-suites": {"old": CIPHERS, "new": None},
             "heartbeat-interval": {"old": None, "new": "120"},
             "initial-cluster-state": {"old": "new", "new": None},
             "tls-min-version": {"old": "TLS1.2", "new": "TLS1.3"},

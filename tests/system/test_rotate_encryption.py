@@ -2,6 +2,7 @@
 
 import json
 
+import leaks
 import pytest
 
 ROTATE = ["state.orchestrate", "kubernetes_controller.orchestrate.rotate_encryption"]
@@ -57,8 +58,10 @@ def test_a_key_is_exchanged_in_steps_and_a_rotation_that_was_cut_off_is_finished
     assert set(stored(cluster)) == {"encryption-key1"}
     assert_readable(cluster)
 
-    done = cluster.orchestrate(sls=ROTATE)
+    with leaks.watched(cluster) as watch:
+        done = watch.said(cluster.orchestrate(sls=ROTATE))
     assert done.returncode == 0, done.stdout[-4000:]
+    leaks.nowhere(cluster, watch)
     assert set(stored(cluster)) == {"encryption-key2"}
     assert_readable(cluster)
     live = cluster.salt("k8s_encryption.live")

@@ -188,6 +188,18 @@ def test_a_replaced_file_is_detected_with_both_digests(binary, row, tmp_path):
     assert binary.checksum(str(tmp_path / "bin/kubectl")) == new
 
 
+def test_a_file_that_was_changed_in_place_with_its_size_and_time_kept_is_detected(binary, row, tmp_path):
+    binary.install(row)
+    path = tmp_path / "bin/kubectl"
+    before = path.stat()
+    with open(path, "r+b") as handle:
+        handle.write(bytes([CONTENT[0] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, before.st_mtime_ns, before.st_ino)
+    assert binary.missing(row)["kubectl"].startswith("replaced: sha256 ")
+
+
 def test_a_file_that_the_formula_did_not_install_is_not_trusted(binary, row, tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/kubectl").write_bytes(CONTENT)
