@@ -35,8 +35,8 @@ WAYS = {
     ),
     "ca": (
         "Let all controllers trust the new CA beside the present one first, apply, then use its certificates "
-        "(salt-run state.orchestrate kubernetes_controller.orchestrate.rotate_ca does that with the master's CAs; one of your own "
-        "goes into the component's files, such as kubernetes_controller:apiserver:files:client-ca.crt)"
+        "(salt-run state.orchestrate kubernetes_controller.orchestrate.rotate_ca does that with the master's CAs; one of your "
+        "own goes into the component's files, such as kubernetes_controller:apiserver:files:client-ca.crt)"
     ),
 }
 

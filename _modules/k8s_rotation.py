@@ -27,7 +27,8 @@ SAID = {
 
 def plan(pki, authority=None, until=None):
     """
-    Return what a run of a rotation has to do: ``names``, ``steps`` (those left), ``begins`` (bool), and ``fault`` (str).
+    Return what a run of a rotation has to do: ``names``, ``steps`` (those left; after the last one ``end``), ``begins``
+    (bool), and ``fault`` (str).
 
     pki
         The key ``pki`` of the cluster's resolved configuration.
@@ -54,8 +55,8 @@ def plan(pki, authority=None, until=None):
     names = list(dict.fromkeys(asked))
     at = [_step(pki["directory"], name) for name in names]
     first = min(_number(step) or 1 for step in at)
-    last = _number(until) or len(STEPS)
-    return {"names": names, "steps": list(STEPS[first - 1 : last]), "begins": None in at, "fault": ""}
+    steps = STEPS[first - 1 : _number(until)] if until else (*STEPS[first - 1 :], "end")
+    return {"names": names, "steps": list(steps), "begins": None in at, "fault": ""}
 
 
 def managed(pki):

@@ -13,10 +13,8 @@ SLS = {
     path.relative_to(path.parents[1]).with_suffix("") for path in Path(__file__).parents[2].glob("kubernetes_controller/*.sls")
 }
 SLS = sorted(str(name).replace("/", ".").removesuffix(".init") for name in SLS)
-ORCHESTRATE = [
-    f"kubernetes_controller.orchestrate.{name}"
-    for name in ("deploy", "pki", "renew", "rotate_ca", "rotate_encryption", "rotate_service_account")
-]
+ORCHESTRATIONS = ("deploy", "pki", "renew", "rotate_ca", "rotate_encryption", "rotate_service_account")
+ORCHESTRATE = [f"kubernetes_controller.orchestrate.{name}" for name in ORCHESTRATIONS]
 LIVE = {"serves": True, "providers": {"secrets": [["secretbox", "the-former-key"], ["identity", ""]]}}
 RESERVED = {"include", "extend"}
 
