@@ -18,6 +18,7 @@ import salt.utils.files
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 KEPT = "kept"
+SCRATCH = ".new-"
 RESTORABLE = re.compile(r"(authorities|shared)/[A-Za-z0-9][\w.-]*")
 
 
@@ -36,7 +37,7 @@ def write(path, text):
 
         salt-run salt.cmd k8s_kept.write /srv/kubernetes_controller/pki/brought/NAME "$(cat certificate)"
     """
-    handle, scratch = tempfile.mkstemp(prefix=".new-", dir=os.path.dirname(path))
+    handle, scratch = tempfile.mkstemp(prefix=SCRATCH, dir=os.path.dirname(path))
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -198,6 +199,25 @@ def restore(directory, name, source=None):
             keep(directory, path)
         write(path, text)
     return f"{path} was restored from {source}."
+
+
+def sweep(directory):
+    """
+    Remove what a write that was cut off has left. Returns how many files.
+
+    directory
+        The directory of certificates. No other run may be writing there (``locked``).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd k8s_kept.sweep /srv/kubernetes_controller/pki
+    """
+    found = glob.glob(os.path.join(glob.escape(directory), "**", f"{SCRATCH}*"), recursive=True)
+    for path in found:
+        os.unlink(path)
+    return len(found)
 
 
 @contextlib.contextmanager

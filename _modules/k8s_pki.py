@@ -62,6 +62,7 @@ def make(pki, force=False):
     """
     done, pki = {}, {**pki, "stamp": __salt__["k8s_kept.now"]()}
     with __salt__["k8s_kept.locked"](pki["directory"]):
+        __salt__["k8s_kept.sweep"](pki["directory"])
         for path, why, step in _steps(pki, force):
             step()
             done[path] = why
