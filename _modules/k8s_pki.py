@@ -23,6 +23,7 @@ from salt.exceptions import CommandExecutionError
 
 CURVES = {256: ec.SECP256R1, 384: ec.SECP384R1, 521: ec.SECP521R1}
 USAGES = {"serverAuth": ExtendedKeyUsageOID.SERVER_AUTH, "clientAuth": ExtendedKeyUsageOID.CLIENT_AUTH}
+END = "-----END CERTIFICATE-----\n"
 CLOCK_SKEW = datetime.timedelta(hours=1)
 DIRECTORIES = ("", "authorities", "shared", "admin", "brought", "hosts")
 
@@ -112,6 +113,35 @@ def public_half(pki, name, key):
     return _authority_certificate(pki["authorities"][name], _key(key))
 
 
+def cross_half(pki, name, present, following):
+    """
+    Return the certificate (PEM) of the next CA as the present one signs it, for those who trust the present one only.
+
+    pki
+        The key ``pki`` of the cluster's resolved configuration.
+    name
+        Of the CA.
+    present, following
+        Absolute paths of the two CAs without their suffixes (``….crt`` and ``….key``).
+
+    A server that shows it after its own certificate is believed by clients of either CA (RFC 4210, 4.4: new with old).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd k8s_pki.cross_half "$PKI" kubernetes /srv/…/kubernetes-ca /srv/…/kubernetes-ca.next
+    """
+    signer, own = _certificate(f"{present}.crt"), _certificate(f"{following}.crt")
+    days, key = pki["authorities"][name]["days_valid"], own.public_key()
+    builder = _builder(own.subject, signer.subject, key, days, min(signer.not_valid_after_utc, own.not_valid_after_utc))
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    builder = builder.add_extension(_key_usage("digital_signature", "key_cert_sign", "crl_sign"), critical=True)
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    builder = builder.add_extension(_identifier(signer), critical=False)
+    return _pem(builder.sign(_key(f"{present}.key"), hashes.SHA256()))
+
+
 # -- the walk: each step is (path, why, function that does it), judged when the ones before it are done ---------------
 
 
@@ -199,7 +229,15 @@ def _leaf(pki, row, force):
         yield key_path, "missing", lambda: _write_key(key_path, pki)
     why = _leaf_fault(pki, row) or ("its renewal was asked for" if force else None)
     if why:
-        yield path, why, lambda: _replace(pki, path, _leaf_certificate(pki, row))
+        yield path, why, lambda: _replace(pki, path, _leaf_certificate(pki, row) + _chain(pki, row))
+    elif _read(path).partition(END)[2] != _chain(pki, row):
+        yield path, "what follows it differs", lambda: _share(pki, path, _pem(_certificate(path)) + _chain(pki, row))
+
+
+def _chain(pki, row):
+    """Return what a server shows after its own certificate while its CA is being exchanged."""
+    path = __salt__["k8s_rotation.chain"](pki, row["authority"])
+    return _read(path) if path and "serverAuth" in row["usage"] else ""
 
 
 def _delivery(pki, row):
@@ -276,11 +314,19 @@ def _leaf_certificate(pki, row):
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_key_usage("digital_signature", "key_encipherment"), critical=True)
     builder = builder.add_extension(x509.ExtendedKeyUsage([USAGES[usage] for usage in row["usage"]]), critical=False)
-    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
-    builder = builder.add_extension(identifier, critical=False)
+    builder = builder.add_extension(_identifier(authority), critical=False)
     if row["sans"]:
         builder = builder.add_extension(x509.SubjectAlternativeName(_sans(row)), critical=False)
     return _pem(builder.sign(authority_key, hashes.SHA256()))
+
+
+def _identifier(authority):
+    """Return by what the certificates that a CA signs know its key; a CA of the operator's may have a way of its own."""
+    try:
+        own = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key())
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
 
 
 def _builder(subject, issuer, public_key, days_valid, not_after=None):

@@ -2,7 +2,8 @@
 The rotation of a CA or of the service-account key, on the master: three steps, each a change of files and a rollout.
 
 ``trust``: beside the present pair there is the next one, and what is handed to minions as the CA is both. ``sign``: the
-next is the present one, the former is trusted still. ``drop``: the former is handed out no more. A small file beside the
+next is the present one, the former is trusted still, and servers show to those who trust the former one only that it
+vouched for the new one (``cross``). ``drop``: the former is handed out no more. A small file beside the
 pair (``NAME.rotation``) says at which step it stands. It is written first, in one rename, and ``settle`` brings the other
 files to it from whatever a run that was cut off has left. So each run of ``k8s_pki.make`` goes on with what is begun, and
 a rollout at any moment is a right one.
@@ -209,6 +210,23 @@ def settle(pki, name):
     return done
 
 
+def chain(pki, name):
+    """
+    Return the path of what servers show after their certificates of a CA, or None; only while the new one signs already.
+
+    pki, name
+        See ``differences``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd k8s_rotation.chain "$PKI" kubernetes
+    """
+    cross = _files(pki["directory"], name)["cross"]
+    return cross if _step(pki["directory"], name) == "sign" and os.path.exists(cross) else None
+
+
 # -- the moves: (path, why, function that does it), judged when the ones before it are done ----------------------------
 
 
@@ -218,8 +236,11 @@ def _moves(pki, name):
         yield from _make_next(pki, name, files)
     elif step == "sign":
         yield from _exchange(pki, files)
-    elif step == "drop" and os.path.exists(files["former"]):
-        yield files["former"], "trusted no more", lambda: _drop(pki, files)
+    elif step == "drop":
+        if os.path.exists(files["cross"]):
+            yield files["cross"], "shown no more", lambda: os.unlink(files["cross"])
+        if os.path.exists(files["former"]):
+            yield files["former"], "trusted no more", lambda: _drop(pki, files)
 
 
 def _make_next(pki, name, files):
@@ -229,6 +250,9 @@ def _make_next(pki, name, files):
         yield files["next_key"], "a rotation begins", lambda: __salt__["k8s_pki.make_key"](pki, files["next_key"])
     if not os.path.exists(files["next_public"]):
         yield files["next_public"], "a rotation begins", lambda: _write_public(pki, name, files)
+    crossed = _keys(files["cross"])
+    if name != SERVICE_ACCOUNT and (crossed is None or crossed != _keys(files["next_public"])):
+        yield files["cross"], "a rotation begins", lambda: _write_cross(pki, name, files)
 
 
 def _exchange(pki, files):
@@ -250,6 +274,11 @@ def _exchange(pki, files):
 
 def _write_public(pki, name, files):
     __salt__["k8s_kept.write"](files["next_public"], __salt__["k8s_pki.public_half"](pki, name, files["next_key"]))
+
+
+def _write_cross(pki, name, files):
+    pair = (os.path.splitext(files[key])[0] for key in ("key", "next_key"))
+    __salt__["k8s_kept.write"](files["cross"], __salt__["k8s_pki.cross_half"](pki, name, *pair))
 
 
 def _copy(source, target):
@@ -287,6 +316,7 @@ def _files(directory, name):
         "next_key": f"{base}.next.key",
         "next_public": f"{base}.next.{half}",
         "former": f"{base}.former.{half}",
+        "cross": f"{base}.cross.{half}",
         "mark": f"{base}.rotation",
     }
 
@@ -351,6 +381,12 @@ def _fault(pki, asked, until):
     if until not in (None, *STEPS[:-1]):
         return f"until is {until!r}, expected {' or '.join(STEPS[:-1])}, or nothing to go to the end."
     return ""
+
+
+def _keys(path):
+    """Return the public keys of a file; None where there is no file."""
+    text = _text(path)
+    return None if text is None else __salt__["k8s_certificate.public_keys"](text)
 
 
 def _text(path):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -186,7 +187,28 @@ def test_each_step_hands_out_and_signs_what_it_says(master):
     assert seen["drop"][0] == seen["end"][0] == certificates(new)
     assert is_signed(seen["trust"][1], old)
     assert is_signed(seen["sign"][1], new)
-    assert seen["sign"][1] == seen["end"][1]
+    assert seen["end"][1] == seen["drop"][1] == seen["sign"][1][: len(seen["end"][1])]
+
+
+def test_who_trusts_the_former_one_only_believes_servers_until_it_is_dropped(master, modules):
+    old = master.text("authorities/kubernetes-ca.crt")
+    for step in master.run(["kubernetes"]):
+        for name, usage in (("apiserver", "serverAuth"), ("scheduler", "clientAuth")):
+            leaf, key = master.share(f"{name}.crt"), master.share(f"{name}.key")
+            for trusted in (old, master.share("kubernetes-ca.crt")):
+                faults = modules["k8s_certificate.problems"](leaf, key=key, authority=trusted, usage=usage)
+                strange = trusted == old and (step in ("drop", "end") or (step == "sign" and name == "scheduler"))
+                assert bool(faults) == strange, (step, name, faults)
+            assert len(certificates(leaf)) == (2 if (step, name) == ("sign", "apiserver") else 1)
+
+
+def test_openssl_finds_its_way_from_the_former_one_to_a_servers_certificate(master, tmp_path):
+    (tmp_path / "old").write_text(master.text("authorities/kubernetes-ca.crt"))
+    list(master.run(["kubernetes"], until="sign"))
+    leaf = str(master.root / f"hosts/controller-1/{PKI}/apiserver.crt")
+    verify = ["openssl", "verify", "-purpose", "sslserver", "-CAfile", str(tmp_path / "old")]
+    assert subprocess.run([*verify, "-untrusted", leaf, leaf], capture_output=True, check=False).returncode == 0
+    assert subprocess.run([*verify, leaf], capture_output=True, check=False).returncode != 0
 
 
 def test_the_private_half_of_what_is_next_stays_on_the_master(master):
@@ -279,6 +301,21 @@ def test_what_is_lost_in_the_middle_is_an_error(master, step, lost, says):
     with pytest.raises(CommandExecutionError, match=says):
         master.make()
     assert not (master.root / "authorities" / lost).exists()
+
+
+def test_a_next_pair_that_is_lost_before_it_signs_is_made_once_more(master):
+    list(master.run(["kubernetes"], until="trust"))
+    for kind in ("key", "crt"):
+        (master.root / f"authorities/kubernetes-ca.next.{kind}").unlink()
+    made = master.make()
+    assert {os.path.basename(path) for path in made} >= {
+        "kubernetes-ca.next.key",
+        "kubernetes-ca.next.crt",
+        "kubernetes-ca.cross.crt",
+    }
+    list(master.run(["kubernetes"], until="sign"))
+    leaf = master.share("apiserver.crt")
+    assert public(leaf.partition("-----END CERTIFICATE-----\n")[2]) == public(master.text("authorities/kubernetes-ca.crt"))
 
 
 def test_before_the_first_rollout_there_is_nothing_to_rotate(modules, resolve, tmp_path):
