@@ -265,7 +265,9 @@ def _share(pki, path, text):
 def _bundle(source, row):
     """Return the content of ``source`` and of what stands beside it during a rotation, each once."""
     texts = [_read(path) for path in (source, *row.get("beside", ())) if os.path.exists(path)]
-    return "".join(dict.fromkeys(texts))
+    if len(set(texts)) == 1:
+        return texts[0]
+    return "".join(dict.fromkeys(text.strip() + "\n" for text in texts))
 
 
 def _refuse_if_known(pki, path, *witnesses):
