@@ -71,6 +71,7 @@ def rotated(name, pki, authorities, step):
         stands = " ".join(__salt__["k8s_rotation.status"](name).get(one, "") for one in authorities).strip()
         return ret | {"comment": stands or "No rotation is under way."}
     said = " ".join(__salt__["k8s_rotation.said"](one, step) for one in changes)
+    said += " A rollout to every controller would follow." if __opts__["test"] and step != "end" else ""
     return ret | {
         "result": None if __opts__["test"] else True,
         "changes": changes,
