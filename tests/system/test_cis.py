@@ -8,7 +8,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.S)
+CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----\n[\w+/=\n]+-----END CERTIFICATE-----")
 # Prints path and content (hex) of each file that has a certificate, those in kubeconfigs decoded.
 SHOW = r"""
 import base64, os, re

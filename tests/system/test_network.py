@@ -120,9 +120,9 @@ def test_etcd_tells_nothing_without_a_certificate_of_its_own_ca(cluster, new_aut
     for port, paths in ((2379, ("/health", "/metrics", "/version", "/v3/maintenance/status")), (2380, ("/members", "/version"))):
         for path in paths:
             for words in strangers.values():
-                assert cluster.get(node, path, *words, port=port) == (0, "")
+                assert cluster.get(node, path, "--http1.1", *words, port=port) == (0, "")
     assert cluster.get(node, "/health", *pair(node, LIVE, "etcd-client"), port=2379)[0] == 200
-    assert cluster.get(node, "/members", *pair(node, ETCD, "peer"), port=2380)[0] == 200
+    assert cluster.get(node, "/members", "--http1.1", *pair(node, ETCD, "peer"), port=2380)[0] == 200
 
 
 def pair(node, home, name):
