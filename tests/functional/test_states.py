@@ -607,3 +607,16 @@ def test_an_inner_sls_that_does_not_render_is_a_failure(minion, tmp_path):
     ret = minion({"kubernetes_controller": {}}, file_roots=[tmp_path]).state("k8s_sls.applied", "inner")
     assert ret.result is False
     assert "nonsense" in ret.comment
+
+
+@pytest.mark.parametrize("result", [True, False])
+def test_of_an_orchestration_inside_only_names_are_told_and_the_reasons_of_failures(minion, result):
+    state = {"__id__": "What changed", "result": result, "comment": "why", "changes": {"diff": "long text"}}
+    step = {"__id__": "On the nodes", "name": "x", "result": result, "comment": "Run on minions"}
+    step["changes"] = {"out": "highstate", "ret": {"controller-1": {"a_|-b_|-c_|-d": state}, "controller-2": False}}
+    one = minion({"kubernetes_controller": {}})
+    one.fake("state.sls", return_value={"salt_|-x_|-x_|-state": step})
+    ret = one.state("k8s_sls.applied", "inner")
+    assert ret.result is result
+    assert ret.changes == {"On the nodes": {"controller-1": ["What changed"], "controller-2": False}}
+    assert ("controller-1: why" in ret.comment) is not result
