@@ -66,7 +66,7 @@ class Sampler:
         self.thread.join()
 
     def _run(self):
-        while not self.over.wait(1):
+        while not self.over.wait(3):
             for how in (self.client.by_certificate, self.client.by_token):
                 said = []
                 for node in self.client.cluster.nodes:
@@ -142,7 +142,7 @@ def test_a_rotation_that_is_killed_goes_on_and_clients_of_both_are_served(cluste
         assert new.authority.read_text() != old.authority.read_text()
         assert old.refused() == new.refused() == []
         secret_is_readable(cluster)
-    assert sampler.asked > 50
+    assert sampler.asked > 20
     assert sampler.failed == []
 
     done = cluster.orchestrate(asked(**BOTH), sls=ROTATE_CA)
