@@ -9,6 +9,7 @@ import copy
 import difflib
 import ipaddress
 import json
+import os
 import re
 import shlex
 
@@ -54,7 +55,7 @@ USAGES = ("serverAuth", "clientAuth")
 AFTER = {"kube-apiserver": "etcd", "kube-controller-manager": "kube-apiserver", "kube-scheduler": "kube-apiserver"}
 ROW_SOURCES = ("pki", "yaml", "text", "config", "encryption", "kubeconfig", "pillar")
 SECRET_SOURCES = ("encryption", "kubeconfig", "pillar")
-ROW_OPTIONS = ("reload", "mode")
+ROW_OPTIONS = ("reload", "mode", "fits")
 # Refusals that the operator may overrule for one run (rollout:ignore).
 IGNORABLE = ("turn", "neighbours", "skew", "downgrade", "etcd", "overlap")
 WORD = re.compile(r"\{([a-z_]+)\}")
@@ -180,7 +181,7 @@ def resolve(defaults, pillar, node=None):
         cfg["phases"] = [["etcd"]] * cfg["etcd"]["managed"] + PHASES
         cfg["pki"] |= {
             "certificates": [row for minion in [*cfg["controllers"], None] for row in _certificates(cfg, minion)],
-            "deliveries": [row for minion in cfg["controllers"] for row in _deliveries(cfg, minion)],
+            "deliveries": [row for minion in [*cfg["controllers"], None] for row in _deliveries(cfg, minion)],
             "encryption_keys": sorted(set(_encryption_keys(cfg["encryption"]))),
         }
     else:
@@ -412,7 +413,7 @@ def _admin(cfg):
     """Return where the operator's kubeconfig goes and what it is made of, on the master."""
     pki, admin = cfg["pki"], cfg["admin"]
     made = pki["authorities"]["kubernetes"]["managed"]
-    authority = "authorities/kubernetes-ca.crt" if made else f"brought/{_file_name(cfg, 'kubernetes-ca.crt')}"
+    authority = "admin/kubernetes-ca.crt" if made else f"brought/{_file_name(cfg, 'kubernetes-ca.crt')}"
     pair = f"{pki['directory']}/{'admin' if made else 'brought'}"
     return {
         "kubeconfig": admin["kubeconfig"].replace("{directory}", pki["directory"]),
@@ -508,20 +509,37 @@ def _delivered_to(cfg, minion):
 
 
 def _deliveries(cfg, minion):
-    """Return what is copied for ``minion``: CAs and shared keys that the master made, and whatever was brought."""
+    """
+    Return what is copied for ``minion``: CAs and shared keys that the master made, and whatever was brought.
+
+    ``beside`` names what stands beside a CA during its rotation: all of it is handed out, in one file. The master itself
+    (None) has a share, too: the CA for the operator's kubeconfig.
+    """
     pki, rows = cfg["pki"], []
+    if minion is None:
+        name = "kubernetes-ca.crt"
+        row = {"minion": None, "name": name, "target": f"{pki['directory']}/admin/{name}"}
+        managed = pki["authorities"]["kubernetes"]["managed"]
+        return [{**row, **_rotating(f"{pki['directory']}/authorities/{name}")}] if managed else []
     brought = f"{pki['directory']}/brought"
     for reference in sorted(_references(cfg)):
         name = _file_name(cfg, reference)
         if _made_here(cfg, reference.rpartition(".")[0]):
             continue
-        sources = [f"{brought}/{minion}/{name}", f"{brought}/{name}"]
+        source = {"sources": [f"{brought}/{minion}/{name}", f"{brought}/{name}"]}
         if _managed_authority(cfg, reference):
-            sources = [f"{pki['directory']}/authorities/{reference}"]
+            source = _rotating(f"{pki['directory']}/authorities/{reference}")
         elif _managed_secret(cfg, reference):
-            sources = [f"{pki['directory']}/shared/{reference}"]
-        rows.append({"minion": minion, "name": name, "target": f"{_delivered_to(cfg, minion)}/{name}", "sources": sources})
+            source = _rotating(f"{pki['directory']}/shared/{reference}")
+        rows.append({"minion": minion, "name": name, "target": f"{_delivered_to(cfg, minion)}/{name}", **source})
     return rows
+
+
+def _rotating(path):
+    """Return the source of a file that the master made, and of a public one what stands beside it during a rotation."""
+    base, kind = os.path.splitext(path)
+    beside = {"beside": [f"{base}.next{kind}", f"{base}.former{kind}"]} if kind in (".crt", ".pub") else {}
+    return {"sources": [path], **beside}
 
 
 def _managed_authority(cfg, reference):
@@ -556,7 +574,8 @@ def _references(cfg):
 
 def _row_references(cfg, row):
     if "pki" in row:
-        return [name for name in _listed(row["pki"]) if not _switched_off(cfg, name)]
+        names = [*_listed(row["pki"]), *_listed(row.get("fits", []))]
+        return [name for name in names if not _switched_off(cfg, name)]
     if "kubeconfig" in row:
         asked = row["kubeconfig"]
         return [*_listed(asked["authority"]), asked["certificate"], asked["key"]]
@@ -666,7 +685,7 @@ def _files(cfg, key, words, errors):
             continue
         filled = _fill(row, words)
         if "pki" in filled:
-            filled["pki"] = _row_references(cfg, filled)
+            filled["pki"] = _row_references(cfg, {"pki": filled["pki"]})
             if not filled["pki"]:
                 continue
         if "config" in filled:

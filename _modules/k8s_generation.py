@@ -553,7 +553,10 @@ def _file(row, name, file):
     """Return the entry of one row of files (a kubeconfig that names paths is four)."""
     mode = file.get("mode", "0640")
     if "pki" in file:
-        return {name: _entry(row, "".join(_material(row, reference) for reference in file["pki"]), mode)}
+        text = "".join(_material(row, reference) for reference in file["pki"])
+        if "fits" in file:
+            text = __salt__["k8s_certificate.fitting"](text, _material(row, file["fits"]))
+        return {name: _entry(row, text, mode)}
     if "kubeconfig" in file:
         return _kubeconfig(row, name, file["kubeconfig"], mode)
     if "encryption" in file:
