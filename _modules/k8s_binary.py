@@ -81,6 +81,26 @@ def missing(row):
     return reasons
 
 
+def unreachable(row):
+    """
+    Return why nothing of a row's mirror can be fetched (a sentence), or None. Any answer counts, that there is no such file too.
+
+    row
+        See ``install``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_binary.unreachable '{"source": "https://dl.k8s.io/v1.37.2/bin/linux/amd64/kubectl", ...}'
+    """
+    try:
+        requests.head(row["source"], timeout=row["timeout_s"])
+    except requests.RequestException as exc:
+        return _no_fetch(row, row["source"], exc)
+    return None
+
+
 def links(row):
     """
     Return which of the row's ``links`` do not lead where they should: {link: where it leads now, or None}.
@@ -98,6 +118,45 @@ def links(row):
     return {path: found for path, found in present.items() if found != row["links"][path]}
 
 
+def in_the_way(row):
+    """
+    Return a sentence for the first of the row's ``links`` in whose place there is a file that is not a link, or None.
+
+    row
+        See ``links``; where its ``adopt`` is true, nothing is in the way.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_binary.in_the_way '{"links": {"/usr/local/bin/kubectl": "/opt/…/kubectl"}, "adopt": false}'
+    """
+    for path, present in links(row).items():
+        if present and not os.path.islink(path) and not row["adopt"]:
+            return f"{path}: {present}; move it away, or choose another kubernetes_controller:bin_dir."
+    return None
+
+
+def awaited(row):
+    """
+    Return why the row's ``links`` are not moved yet (a sentence), or None: what they lead to does not run here so far.
+
+    row
+        A row of ``downloads``; ``runs`` is the component (``name``, ``home``, ``release``) whose live generation must be of
+        that release, or None where none has to.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_binary.awaited '{"runs": {"name": "etcd", "home": "/var/lib/kubernetes-etcd", ...}}'
+    """
+    runs = row["runs"]
+    if not runs or __salt__["k8s_generation.release"](runs["home"]) == runs["release"]:
+        return None
+    return f"{', '.join(row['links'])}: moved once {runs['name']} of this node is promoted to {runs['release']}."
+
+
 def link(row):
     """
     Let the row's ``links`` lead to the installed files, each by one rename. Returns the links that were moved.
@@ -113,11 +172,11 @@ def link(row):
 
         salt 'controller-1' k8s_binary.link '{"links": {"/usr/local/bin/kubectl": "/opt/kubernetes/1.37.2/bin/kubectl"}}'
     """
-    moved = links(row)
+    moved, hindrance = links(row), in_the_way(row)
+    if hindrance:
+        raise CommandExecutionError(hindrance)
     for path, present in moved.items():
         if present and not os.path.islink(path):
-            if not row["adopt"]:
-                raise CommandExecutionError(f"{path}: {present}; move it away, or choose another kubernetes_controller:bin_dir.")
             os.rename(path, f"{path}.before-adoption")
         os.makedirs(os.path.dirname(path), mode=MODE, exist_ok=True)
         scratch = f"{path}.new"
@@ -254,9 +313,12 @@ def _get(row, url, stream=False):
         answer = requests.get(url, stream=stream, timeout=row["timeout_s"])
         answer.raise_for_status()
     except requests.RequestException as exc:
-        reason = str(exc.args[0]) if exc.args else type(exc).__name__
-        raise CommandExecutionError(f"{row['mirror_key']}: cannot fetch {url}: {_short(reason)}") from exc
+        raise CommandExecutionError(_no_fetch(row, url, exc)) from exc
     return answer
+
+
+def _no_fetch(row, url, exc):
+    return f"{row['mirror_key']}: cannot fetch {url}: {_short(str(exc.args[0]) if exc.args else type(exc).__name__)}"
 
 
 def _short(reason):

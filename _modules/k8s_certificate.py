@@ -208,6 +208,25 @@ def authorities(text):
         return []
 
 
+def fitting(text, key):
+    """
+    Return of the certificates in ``text`` (PEM) the one that belongs to ``key``; all of them when none does.
+
+    text
+        PEM text of one or more certificates.
+    key
+        PEM text of a private key.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_certificate.fitting "$(cat ca.crt)" '-----BEGIN…'
+    """
+    known, wanted = BLOCK.findall(text), public_keys(key)[:1]
+    return next((f"{block}\n" for block in known if wanted and public_keys(block) == wanted), text)
+
+
 def signed_by(certificate, texts):
     """
     Return which CA among ``texts`` signed a certificate, in the form of ``authorities``; None when none did.

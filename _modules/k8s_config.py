@@ -9,6 +9,7 @@ import copy
 import difflib
 import ipaddress
 import json
+import os
 import re
 import shlex
 
@@ -34,7 +35,7 @@ OPEN = [
     "objects",
 ]
 # Values whose type is not that of the default.
-ANY_TYPE = ["rollout:(gate|turn|rehearsal):(timeout_s|interval_s|window_s|settle_s)"]
+ANY_TYPE = ["rollout:(gate|turn|rehearsal):(timeout_s|neighbours_timeout_s|interval_s|window_s|settle_s)"]
 CONTROL_PLANE = {
     "etcd": "etcd",
     "apiserver": "kube-apiserver",
@@ -45,7 +46,7 @@ CONTROL_PLANE = {
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le", "s390x": "s390x", "riscv64": "riscv64"}
 # The order of a roll over nodes that serve: API servers first (Kubernetes' version-skew policy).
 SECTIONS = ("Unit", "Service", "Install")
-PHASES = [["apiserver", "objects"], ["controller_manager", "scheduler"]]
+PHASES = [["apiserver", "objects", "links"], ["controller_manager", "scheduler"]]
 KEY_SIZES_BITS = {"ec": (256, 384, 521), "rsa": (2048, 3072, 4096)}
 PLACES = ("conf_dir", "bin_dir", "release_dir", "log_dir", "data_dir", "directory", "record_dir")
 CHOICES = {"rollout:mode": ("automatic", "manual"), "rollout:rehearsal:data": ("snapshot", "empty")}
@@ -54,7 +55,7 @@ USAGES = ("serverAuth", "clientAuth")
 AFTER = {"kube-apiserver": "etcd", "kube-controller-manager": "kube-apiserver", "kube-scheduler": "kube-apiserver"}
 ROW_SOURCES = ("pki", "yaml", "text", "config", "encryption", "kubeconfig", "pillar")
 SECRET_SOURCES = ("encryption", "kubeconfig", "pillar")
-ROW_OPTIONS = ("reload", "mode")
+ROW_OPTIONS = ("reload", "mode", "fits")
 # Refusals that the operator may overrule for one run (rollout:ignore).
 IGNORABLE = ("turn", "neighbours", "skew", "downgrade", "etcd", "overlap")
 WORD = re.compile(r"\{([a-z_]+)\}")
@@ -180,7 +181,7 @@ def resolve(defaults, pillar, node=None):
         cfg["phases"] = [["etcd"]] * cfg["etcd"]["managed"] + PHASES
         cfg["pki"] |= {
             "certificates": [row for minion in [*cfg["controllers"], None] for row in _certificates(cfg, minion)],
-            "deliveries": [row for minion in cfg["controllers"] for row in _deliveries(cfg, minion)],
+            "deliveries": [row for minion in [*cfg["controllers"], None] for row in _deliveries(cfg, minion)],
             "encryption_keys": sorted(set(_encryption_keys(cfg["encryption"]))),
         }
     else:
@@ -281,6 +282,10 @@ def _faults(cfg, node):
             faults.append(f"{PILLAR}:{path}: {value} is not a port.")
         if path.rpartition(":")[2] in PLACES and not value.startswith("/"):
             faults.append(f"{PILLAR}:{path}: {value!r} is not an absolute path.")
+    for section in ("gate", "turn", "rehearsal"):
+        for key, value in cfg["rollout"][section].items():
+            if key.endswith("_s") and value < 0:
+                faults.append(f"{PILLAR}:rollout:{section}:{key}: {value}, expected 0 or more seconds.")
     for path, allowed in CHOICES.items():
         section, _, key = path.rpartition(":")
         value = salt.utils.data.traverse_dict(cfg, section)[key]
@@ -408,7 +413,7 @@ def _admin(cfg):
     """Return where the operator's kubeconfig goes and what it is made of, on the master."""
     pki, admin = cfg["pki"], cfg["admin"]
     made = pki["authorities"]["kubernetes"]["managed"]
-    authority = "authorities/kubernetes-ca.crt" if made else f"brought/{_file_name(cfg, 'kubernetes-ca.crt')}"
+    authority = "admin/kubernetes-ca.crt" if made else f"brought/{_file_name(cfg, 'kubernetes-ca.crt')}"
     pair = f"{pki['directory']}/{'admin' if made else 'brought'}"
     return {
         "kubeconfig": admin["kubeconfig"].replace("{directory}", pki["directory"]),
@@ -504,20 +509,37 @@ def _delivered_to(cfg, minion):
 
 
 def _deliveries(cfg, minion):
-    """Return what is copied for ``minion``: CAs and shared keys that the master made, and whatever was brought."""
+    """
+    Return what is copied for ``minion``: CAs and shared keys that the master made, and whatever was brought.
+
+    ``beside`` names what stands beside a CA during its rotation: all of it is handed out, in one file. The master itself
+    (None) has a share, too: the CA for the operator's kubeconfig.
+    """
     pki, rows = cfg["pki"], []
+    if minion is None:
+        name = "kubernetes-ca.crt"
+        row = {"minion": None, "name": name, "target": f"{pki['directory']}/admin/{name}"}
+        managed = pki["authorities"]["kubernetes"]["managed"]
+        return [{**row, **_rotating(f"{pki['directory']}/authorities/{name}")}] if managed else []
     brought = f"{pki['directory']}/brought"
     for reference in sorted(_references(cfg)):
         name = _file_name(cfg, reference)
         if _made_here(cfg, reference.rpartition(".")[0]):
             continue
-        sources = [f"{brought}/{minion}/{name}", f"{brought}/{name}"]
+        source = {"sources": [f"{brought}/{minion}/{name}", f"{brought}/{name}"]}
         if _managed_authority(cfg, reference):
-            sources = [f"{pki['directory']}/authorities/{reference}"]
+            source = _rotating(f"{pki['directory']}/authorities/{reference}")
         elif _managed_secret(cfg, reference):
-            sources = [f"{pki['directory']}/shared/{reference}"]
-        rows.append({"minion": minion, "name": name, "target": f"{_delivered_to(cfg, minion)}/{name}", "sources": sources})
+            source = _rotating(f"{pki['directory']}/shared/{reference}")
+        rows.append({"minion": minion, "name": name, "target": f"{_delivered_to(cfg, minion)}/{name}", **source})
     return rows
+
+
+def _rotating(path):
+    """Return the source of a file that the master made, and of a public one what stands beside it during a rotation."""
+    base, kind = os.path.splitext(path)
+    beside = {"beside": [f"{base}.next{kind}", f"{base}.former{kind}"]} if kind in (".crt", ".pub") else {}
+    return {"sources": [path], **beside}
 
 
 def _managed_authority(cfg, reference):
@@ -552,7 +574,8 @@ def _references(cfg):
 
 def _row_references(cfg, row):
     if "pki" in row:
-        return [name for name in _listed(row["pki"]) if not _switched_off(cfg, name)]
+        names = [*_listed(row["pki"]), *_listed(row.get("fits", []))]
+        return [name for name in names if not _switched_off(cfg, name)]
     if "kubeconfig" in row:
         asked = row["kubeconfig"]
         return [*_listed(asked["authority"]), asked["certificate"], asked["key"]]
@@ -662,7 +685,7 @@ def _files(cfg, key, words, errors):
             continue
         filled = _fill(row, words)
         if "pki" in filled:
-            filled["pki"] = _row_references(cfg, filled)
+            filled["pki"] = _row_references(cfg, {"pki": filled["pki"]})
             if not filled["pki"]:
                 continue
         if "config" in filled:
@@ -753,6 +776,8 @@ def _downloads(cfg):
                 "members": {},
                 "timeout_s": binaries["timeout_s"],
                 "adopt": cfg["rollout"]["adopt"],
+                "mode": cfg["rollout"]["mode"],
+                "runs": _awaited(cfg, "kube-apiserver"),
                 "links": {f"{cfg['bin_dir']}/{name}": f"{cfg['release_dir']}/{cfg['release']}/bin/{name}"},
             }
         )
@@ -773,10 +798,18 @@ def _downloads(cfg):
             "members": {tool: f"{bundle}/{tool}" for tool in tools},
             "timeout_s": binaries["timeout_s"],
             "adopt": cfg["rollout"]["adopt"],
+            "mode": cfg["rollout"]["mode"],
+            "runs": _awaited(cfg, "etcd"),
             "links": {f"{cfg['bin_dir']}/{tool}": f"{etcd_bin}/{tool}" for tool in tools},
         }
     )
     return rows
+
+
+def _awaited(cfg, name):
+    """Return the component that has to be of the declared release before links lead there; None where it is not run here."""
+    row = cfg["components"].get(name)
+    return {key: row[key] for key in ("name", "home", "release")} if row else None
 
 
 def _releases(cfg):

@@ -28,7 +28,8 @@ def environment(row, directory=None):
         A row of the configuration's ``components``. The identity is that of the node's API server, or the member's own
         where the row is etcd's.
     directory
-        Where the row's declared generation is drafted (``k8s_generation.draft``); without it the live one counts.
+        Where the row's declared generation is drafted (``k8s_generation.draft``) or prepared, if that is the identity to
+        use. Without it, and for components that have none, the live one counts.
 
     Raises CommandExecutionError where there is no identity.
 
@@ -39,8 +40,8 @@ def environment(row, directory=None):
         salt 'controller-1' k8s_etcdctl.environment "$ROW"
     """
     etcd = row["name"] == "etcd"
-    if directory:
-        flags = {flag: value.replace(f"{row['home']}/live/", f"{directory}/") for flag, value in row["settings"].items()}
+    if directory and (etcd or row["name"] == "kube-apiserver"):
+        flags = __salt__["k8s_generation.staged_flags"](row, directory)
     else:
         home = row["home"] if etcd else (row["api"] or {}).get("home", "")
         flags = __salt__["k8s_generation.flags"](home)
@@ -69,11 +70,11 @@ def get(row, prefix, directory=None):
     return {_plain(pair["key"]): _plain(pair.get("value", "")) for pair in answer.get("kvs", [])}
 
 
-def put(row, key, value):
+def put(row, key, value, directory=None):
     """
-    Set a key, with the live identity.
+    Set a key.
 
-    row
+    row, directory
         See ``environment``.
     key, value
         Texts; no secrets, as they are arguments of a process.
@@ -84,7 +85,7 @@ def put(row, key, value):
 
         salt 'controller-1' k8s_etcdctl.put "$ROW" /kubernetes_controller/note hello
     """
-    _run(row, ["put", key, value], environment(row))
+    _run(row, ["put", key, value], environment(row, directory))
     return True
 
 

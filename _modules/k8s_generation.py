@@ -134,6 +134,24 @@ def flags(home, link="live"):
     return _flags(present["start"]["text"]) if "start" in present else {}
 
 
+def staged_flags(row, directory):
+    """
+    Return the flags (dict) that ``row`` declares, with the paths that its files have in ``directory``.
+
+    row
+        A row of the configuration's ``components``.
+    directory
+        Where its generation is drafted or prepared, but not live.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.staged_flags "$ROW" /var/lib/kubernetes/generations/3f9c0d1e2b3a4c5d
+    """
+    return {flag: value.replace(f"{row['home']}/live/", f"{directory}/") for flag, value in row["settings"].items()}
+
+
 def with_flags(start, exchanged):
     """
     Return the text of a ``start`` with some flags exchanged.
@@ -535,7 +553,10 @@ def _file(row, name, file):
     """Return the entry of one row of files (a kubeconfig that names paths is four)."""
     mode = file.get("mode", "0640")
     if "pki" in file:
-        return {name: _entry(row, "".join(_material(row, reference) for reference in file["pki"]), mode)}
+        text = "".join(_material(row, reference) for reference in file["pki"])
+        if "fits" in file:
+            text = __salt__["k8s_certificate.fitting"](text, _material(row, file["fits"]))
+        return {name: _entry(row, text, mode)}
     if "kubeconfig" in file:
         return _kubeconfig(row, name, file["kubeconfig"], mode)
     if "encryption" in file:

@@ -368,6 +368,37 @@ def serves(row):
         return False
 
 
+def foreign_serves(row, directory):
+    """
+    Tell whether what runs in a component's place, and was not started by this formula, serves right now.
+
+    row
+        A row of the configuration's ``components``.
+    directory
+        Its generation that is prepared, with the identity by which etcd is asked.
+
+    It is asked at the declared port, on the node's address and on the loopback. It is not known whom it answers and what,
+    so all but silence and an error of its own (5xx) counts.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_health.foreign_serves "$ROW" /var/lib/kubernetes/generations/3f9c0d1e2b3a4c5d
+    """
+    flags = __salt__["k8s_generation.staged_flags"](row, directory)
+    pair = (flags["peer-cert-file"], flags["peer-key-file"]) if row["name"] == "etcd" else None
+    for address in (row["address"], "127.0.0.1"):
+        try:
+            if _request(address, row["port"], row["probe"]["path"], None, pair)["status"] < 500:
+                return True
+        except (ssl.SSLError, ConnectionResetError):  # it wants another client than this one
+            return True
+        except (OSError, http.client.HTTPException):
+            continue
+    return False
+
+
 def _request(address, port, path, authority, pair=None, method="GET", body=None, headers=None):
     """Make one request on a connection of its own; return status, body and the certificate served (DER)."""
     context = ssl.create_default_context(cafile=authority)

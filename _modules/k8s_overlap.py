@@ -29,12 +29,14 @@ WAYS = {
         "(salt-run state.orchestrate kubernetes_controller.orchestrate.rotate_encryption does that)"
     ),
     "service-account": (
-        "Let all API servers verify with the new public key beside the present one first "
-        "(kubernetes_controller:apiserver:files:service-account.pub), apply, then sign with it"
+        "Let all API servers verify with the new public key beside the present one first, apply, then sign with it "
+        "(salt-run state.orchestrate kubernetes_controller.orchestrate.rotate_service_account does that with the master's key; "
+        "one of your own goes into kubernetes_controller:apiserver:files:service-account.pub)"
     ),
     "ca": (
-        "Let all controllers trust the new CA beside the present one first (the component's files, such as "
-        "kubernetes_controller:apiserver:files:client-ca.crt), apply, then use its certificates"
+        "Let all controllers trust the new CA beside the present one first, apply, then use its certificates "
+        "(salt-run state.orchestrate kubernetes_controller.orchestrate.rotate_ca does that with the master's CAs; one of your "
+        "own goes into the component's files, such as kubernetes_controller:apiserver:files:client-ca.crt)"
     ),
 }
 

@@ -3,7 +3,8 @@ The certificates of a cluster, on the master: CAs, shared keys, leaf certificate
 
 One table (``certificates`` and ``deliveries`` of the resolved configuration) is walked by one function. Salt's x509
 states would do the same with a nested state run per file; a hundred files make that the longest part of a rollout.
-A CA, the service-account key and the encryption keys are made once; what was made and is lost is an error.
+A CA, the service-account key and the encryption keys are made once; what was made and is lost is an error. What is
+replaced is kept first (``k8s_kept``); while a CA is being rotated (``k8s_rotation``) minions get several in one file.
 """
 
 import base64
@@ -12,7 +13,6 @@ import glob
 import ipaddress
 import os
 import secrets
-import tempfile
 
 import salt.utils.files
 from cryptography import x509
@@ -23,6 +23,7 @@ from salt.exceptions import CommandExecutionError
 
 CURVES = {256: ec.SECP256R1, 384: ec.SECP384R1, 521: ec.SECP521R1}
 USAGES = {"serverAuth": ExtendedKeyUsageOID.SERVER_AUTH, "clientAuth": ExtendedKeyUsageOID.CLIENT_AUTH}
+END = "-----END CERTIFICATE-----\n"
 CLOCK_SKEW = datetime.timedelta(hours=1)
 DIRECTORIES = ("", "authorities", "shared", "admin", "brought", "hosts")
 
@@ -60,11 +61,85 @@ def make(pki, force=False):
 
         salt-call --local k8s_pki.make "$PKI"
     """
-    done = {}
-    for path, why, step in _steps(pki, force):
-        step()
-        done[path] = why
+    done, pki = {}, {**pki, "stamp": __salt__["k8s_kept.now"]()}
+    with __salt__["k8s_kept.locked"](pki["directory"]):
+        __salt__["k8s_kept.sweep"](pki["directory"])
+        for path, why, step in _steps(pki, force):
+            step()
+            done[path] = why
     return done
+
+
+def make_key(pki, path):
+    """
+    Make a private key at ``path``, where there is none.
+
+    pki
+        The key ``pki`` of the cluster's resolved configuration, which says of what kind.
+    path
+        Absolute path.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd k8s_pki.make_key "$PKI" /srv/kubernetes_controller/pki/brought/apiserver.key
+    """
+    if os.path.exists(path):
+        raise CommandExecutionError(f"{path} exists; a key is never made over another.")
+    _write_key(path, pki)
+    return True
+
+
+def public_half(pki, name, key):
+    """
+    Return what belongs to a private key: of a CA the certificate, of the service account the public key (PEM).
+
+    pki
+        The key ``pki`` of the cluster's resolved configuration.
+    name
+        Of a CA, or ``service-account``.
+    key
+        Absolute path of the key.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd k8s_pki.public_half "$PKI" kubernetes /srv/kubernetes_controller/pki/authorities/kubernetes-ca.key
+    """
+    if name == "service-account":
+        return _public_text(_key(key))
+    return _authority_certificate(pki["authorities"][name], _key(key))
+
+
+def cross_half(pki, name, present, following):
+    """
+    Return the certificate (PEM) of the next CA as the present one signs it, for those who trust the present one only.
+
+    pki
+        The key ``pki`` of the cluster's resolved configuration.
+    name
+        Of the CA.
+    present, following
+        Absolute paths of the two CAs without their suffixes (``….crt`` and ``….key``).
+
+    A server that shows it after its own certificate is believed by clients of either CA (RFC 4210, 4.4: new with old).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd k8s_pki.cross_half "$PKI" kubernetes /srv/…/kubernetes-ca /srv/…/kubernetes-ca.next
+    """
+    signer, own = _certificate(f"{present}.crt"), _certificate(f"{following}.crt")
+    days, key = pki["authorities"][name]["days_valid"], own.public_key()
+    builder = _builder(own.subject, signer.subject, key, days, min(signer.not_valid_after_utc, own.not_valid_after_utc))
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    builder = builder.add_extension(_key_usage("digital_signature", "key_cert_sign", "crl_sign"), critical=True)
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    builder = builder.add_extension(_identifier(signer), critical=False)
+    return _pem(builder.sign(_key(f"{present}.key"), hashes.SHA256()))
 
 
 # -- the walk: each step is (path, why, function that does it), judged when the ones before it are done ---------------
@@ -80,14 +155,14 @@ def _steps(pki, force):
     for row in pki["certificates"]:
         yield from _leaf(pki, row, force)
     for row in pki["deliveries"]:
-        yield from _delivery(row)
+        yield from _delivery(pki, row)
 
 
 def _directories(pki):
     names = [os.path.join(pki["directory"], name).rstrip("/") for name in DIRECTORIES]
     shares = {os.path.dirname(row["target"]) for row in pki["deliveries"]}
     names += sorted(shares | {os.path.dirname(share) for share in shares})
-    for path in names:
+    for path in dict.fromkeys(names):
         if not os.path.isdir(path):
             yield path, "missing", lambda path=path: os.makedirs(path, mode=0o700)
         elif os.stat(path).st_mode & 0o077:
@@ -97,24 +172,45 @@ def _directories(pki):
 def _authority(pki, name, authority):
     base = f"{pki['directory']}/authorities/{name}-ca"
     key_path, path = f"{base}.key", f"{base}.crt"
+    exchanged = __salt__["k8s_rotation.pending"](pki, name)
+    yield from _rotation(pki, name, exchanged)
     if not os.path.exists(key_path):
         _refuse_if_known(pki, key_path, path, f"{name}-ca.crt")
         yield key_path, "missing", lambda: _write_key(key_path, pki)
     if not os.path.exists(path):
         yield path, "missing", lambda: _write(path, _authority_certificate(authority, _key(key_path)))
-    elif os.path.exists(key_path) and _public(_key(key_path)) != _public(_certificate(path)):
-        raise CommandExecutionError(f"{key_path} is not the key of {path}. Restore the pair from a backup.")
+    elif os.path.exists(key_path) and path not in exchanged and _public(_key(key_path)) != _public(_certificate(path)):
+        raise CommandExecutionError(
+            f"{key_path} is not the key of {path}. Restore the one that is wrong from a backup{_how_to_restore(pki, key_path)}."
+        )
+
+
+def _rotation(pki, name, pending):
+    """What a rotation that was cut off has left to do with the files of a pair comes before all else."""
+    for path, why in pending.items():
+        yield path, why, lambda: __salt__["k8s_rotation.settle"](pki, name)
 
 
 def _service_account(pki):
     if not pki["service_account"]["managed"]:
         return
     key_path, path = f"{pki['directory']}/shared/service-account.key", f"{pki['directory']}/shared/service-account.pub"
+    exchanged = __salt__["k8s_rotation.pending"](pki, "service-account")
+    yield from _rotation(pki, "service-account", exchanged)
     if not os.path.exists(key_path):
         _refuse_if_known(pki, key_path, path, "service-account.pub")
         yield key_path, "missing", lambda: _write_key(key_path, pki)
     if not os.path.exists(path):
         yield path, "missing", lambda: _write(path, _public_text(_key(key_path)))
+    elif os.path.exists(key_path) and path not in exchanged and not _is_half(_read(path), _read(key_path)):
+        raise CommandExecutionError(
+            f"{key_path} is not the key of {path}. Restore the one that is wrong from a backup{_how_to_restore(pki, key_path)}."
+        )
+
+
+def _is_half(public, key):
+    known = __salt__["k8s_certificate.public_keys"]
+    return known(key)[0] in known(public) if known(key) else False
 
 
 def _encryption(pki):
@@ -133,23 +229,45 @@ def _leaf(pki, row, force):
         yield key_path, "missing", lambda: _write_key(key_path, pki)
     why = _leaf_fault(pki, row) or ("its renewal was asked for" if force else None)
     if why:
-        yield path, why, lambda: _write(path, _leaf_certificate(pki, row))
+        yield path, why, lambda: _replace(pki, path, _leaf_certificate(pki, row) + _chain(pki, row))
+    elif _read(path).partition(END)[2] != _chain(pki, row):
+        yield path, "what follows it differs", lambda: _share(pki, path, _pem(_certificate(path)) + _chain(pki, row))
 
 
-def _delivery(row):
-    """Copy a file to a minion's share when it is missing there or another."""
+def _chain(pki, row):
+    """Return what a server shows after its own certificate while its CA is being exchanged."""
+    path = __salt__["k8s_rotation.chain"](pki, row["authority"])
+    return _read(path) if path and "serverAuth" in row["usage"] else ""
+
+
+def _delivery(pki, row):
+    """Copy a file to a minion's share when it is missing there or another; of a CA that is being rotated, all that count."""
     source = next((path for path in row["sources"] if os.path.exists(path)), None)
     if source is None:
         if row["sources"][0].rpartition("/")[0].endswith(("/authorities", "/shared")):
-            yield row["target"], "missing", lambda: _copy(row["sources"][0], row["target"])
+            yield row["target"], "missing", lambda: _write(row["target"], _bundle(row["sources"][0], row))
             return
         raise CommandExecutionError(
             f"{row['name']} is declared to be brought, but is neither {' nor '.join(row['sources'])}. Put it there."
         )
+    text = _bundle(source, row)
     if not os.path.exists(row["target"]):
-        yield row["target"], "missing", lambda: _copy(source, row["target"])
-    elif _read(source) != _read(row["target"]):
-        yield row["target"], f"differs from {source}", lambda: _copy(source, row["target"])
+        yield row["target"], "missing", lambda: _write(row["target"], text)
+    elif text != _read(row["target"]):
+        brought = source.startswith(f"{pki['directory']}/brought/")  # the share may be the last copy of what it was
+        yield row["target"], f"differs from {source}", lambda: (_replace if brought else _share)(pki, row["target"], text)
+
+
+def _share(pki, path, text):
+    _write(path, text)
+
+
+def _bundle(source, row):
+    """Return the content of ``source`` and of what stands beside it during a rotation, each once."""
+    texts = [_read(path) for path in (source, *row.get("beside", ())) if os.path.exists(path)]
+    if len(set(texts)) == 1:
+        return texts[0]
+    return "".join(dict.fromkeys(text.strip() + "\n" for text in texts))
 
 
 def _refuse_if_known(pki, path, *witnesses):
@@ -159,8 +277,16 @@ def _refuse_if_known(pki, path, *witnesses):
         found += glob.glob(f"{pki['directory']}/hosts/*/{pki['pillar']}/{os.path.basename(witness)}")
     if found:
         raise CommandExecutionError(
-            f"{path} is lost (but {found[0]} exists). It is never made anew for a cluster that has it: restore it from a backup."
+            f"{path} is lost (but {found[0]} exists). It is never made anew for a cluster that has it: restore it from a backup"
+            f"{_how_to_restore(pki, path)}."
         )
+
+
+def _how_to_restore(pki, path):
+    name = os.path.relpath(path, pki["directory"])
+    fitting = __salt__["k8s_kept.candidates"](pki["directory"], name)
+    command = f"`salt-run salt.cmd k8s_kept.restore {pki['directory']} {name}"
+    return f", or by {command}` from {fitting[0]}" if fitting else f" by {command} FILE`"
 
 
 # -- certificates -----------------------------------------------------------------------------------------------------
@@ -190,11 +316,19 @@ def _leaf_certificate(pki, row):
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_key_usage("digital_signature", "key_encipherment"), critical=True)
     builder = builder.add_extension(x509.ExtendedKeyUsage([USAGES[usage] for usage in row["usage"]]), critical=False)
-    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
-    builder = builder.add_extension(identifier, critical=False)
+    builder = builder.add_extension(_identifier(authority), critical=False)
     if row["sans"]:
         builder = builder.add_extension(x509.SubjectAlternativeName(_sans(row)), critical=False)
     return _pem(builder.sign(authority_key, hashes.SHA256()))
+
+
+def _identifier(authority):
+    """Return by what the certificates that a CA signs know its key; a CA of the operator's may have a way of its own."""
+    try:
+        own = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key())
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
 
 
 def _builder(subject, issuer, public_key, days_valid, not_after=None):
@@ -269,17 +403,14 @@ def _write_key(path, pki):
 
 
 def _write(path, text):
-    """Write a file in one rename, readable by its owner alone from its first byte on."""
-    handle, scratch = tempfile.mkstemp(prefix=".new-", dir=os.path.dirname(path))
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(handle)
-    os.replace(scratch, path)
+    __salt__["k8s_kept.write"](path, text)
 
 
-def _copy(source, target):
-    _write(target, _read(source))
+def _replace(pki, path, text):
+    """Write a file; what it was before is kept."""
+    if os.path.exists(path):
+        __salt__["k8s_kept.keep"](pki["directory"], path, stamp=pki.get("stamp"))
+    _write(path, text)
 
 
 def _read(path):

@@ -71,6 +71,27 @@ def stamped(row, generation):
     return generation.partition(".")[0] in _stamps(row["home"])
 
 
+def needed(row, generation):
+    """
+    Tell whether a prepared generation must pass a rehearsal before it may be promoted.
+
+    row
+        A row of the configuration's ``components``.
+    generation
+        Its name.
+
+    Not where nothing of the component is live that a fault could stop, nor what is live already or passed before.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_rehearsal.needed "$ROW" 3f9c0d1e2b3a4c5d
+    """
+    live = __salt__["k8s_generation.links"](row["home"])["live"]
+    return bool(row["rehearsal"]["enabled"] and live and live != generation and not stamped(row, generation))
+
+
 def ensure(row):
     """
     Rehearse the declared generation of one component where that is due, with the others as they are live.

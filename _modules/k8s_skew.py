@@ -193,9 +193,7 @@ def _access(row, directory):
         return None
     flags, home = __salt__["k8s_generation.flags"](row["api"]["home"]), os.path.join(row["api"]["home"], "live")
     if not flags and directory and row["name"] == API:
-        prefix = f"{row['home']}/live/"
-        flags = {flag: value.replace(prefix, f"{directory}/") for flag, value in row["settings"].items()}
-        home = directory
+        flags, home = __salt__["k8s_generation.staged_flags"](row, directory), directory
     pair = [flags.get(flag) for flag in ("proxy-client-cert-file", "proxy-client-key-file")]
     authority = os.path.join(home, "ca.crt")
     if not all(path and os.path.exists(path) for path in (*pair, authority)):

@@ -17,12 +17,14 @@ from salt.exceptions import CommandExecutionError
 PATIENCE_S = 5  # between two looks at who holds the turn
 
 
-def take(row):
+def take(row, directory=None):
     """
     Take the turn for a component of this node, waiting for it up to the pillar's deadline.
 
     row
         A row of the configuration's ``components``; its ``turn`` has the lock's ``key``, ``timeout_s`` and ``ttl_s``.
+    directory
+        Where its generation is prepared, if nothing of it is live yet and something else is to be adopted.
 
     Returns a handle for ``release`` (the pid of the process that holds the lock). While it waits, the master is told
     who holds the turn. Raises CommandExecutionError that names the holder and the override when it is not to be had.
@@ -36,12 +38,16 @@ def take(row):
     turn = row["turn"]
     command = ["setpriv", "--pdeathsig", "TERM", row["etcdctl"], "lock", f"--ttl={turn['ttl_s']}", turn["key"]]
     holder = subprocess.Popen(
-        command, env=__salt__["k8s_etcdctl.environment"](row), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=__salt__["k8s_etcdctl.environment"](row, directory),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     __context__.setdefault("k8s_turn", {})[holder.pid] = holder
-    reason = _wait_for_turn(row, holder)
+    reason = _wait_for_turn(row, holder, directory)
     if reason is None:
-        __salt__["k8s_etcdctl.put"](row, f"{turn['key']}-holder", f"{__opts__['id']} for {row['name']}")
+        __salt__["k8s_etcdctl.put"](row, f"{turn['key']}-holder", f"{__opts__['id']} for {row['name']}", directory)
         return holder.pid
     release(holder.pid)
     raise CommandExecutionError(f"{reason}; nothing was touched. {_override('turn')}")
@@ -89,12 +95,14 @@ def release(handle):
     return True
 
 
-def refusals(row):
+def refusals(row, directory=None):
     """
     Return why what serves on this node must not be interrupted now: a sentence per neighbour that is not ready.
 
     row
         A row of the configuration's ``components``; its ``neighbours`` are asked (API servers, or etcd members for etcd).
+    directory
+        See ``take``.
 
     CLI Example:
 
@@ -102,10 +110,11 @@ def refusals(row):
 
         salt 'controller-1' k8s_turn.refusals "$ROW"
     """
-    flags = __salt__["k8s_generation.flags"](row["home"])
-    etcd = row["name"] == "etcd"
-    pair = (flags["peer-cert-file"], flags["peer-key-file"]) if etcd else None
-    authority = flags["trusted-ca-file"] if etcd else os.path.join(row["home"], "live", "ca.crt")
+    etcd, flags = row["name"] == "etcd", __salt__["k8s_generation.flags"](row["home"])
+    if directory:
+        flags = __salt__["k8s_generation.staged_flags"](row, directory)
+    pair = (flags["peer-cert-file"], flags["peer-key-file"]) if etcd else _client(row, flags) if directory else None
+    authority = flags["trusted-ca-file"] if etcd else os.path.join(directory or f"{row['home']}/live", "ca.crt")
     path, port = ("/health", row["port"]) if etcd else ("/readyz", row["api"]["port"])
     found = []
     for minion, address in row["neighbours"].items():
@@ -118,14 +127,14 @@ def refusals(row):
     return found
 
 
-def neighbours_ready(row, timeout_s=60):
+def neighbours_ready(row, directory=None):
     """
     Wait until every neighbour is ready; raise CommandExecutionError naming those that are not, and the override.
 
     row
-        See ``refusals``.
-    timeout_s
-        How long to wait, in seconds (default 60).
+        See ``refusals``; its ``turn`` has ``neighbours_timeout_s``, how long to wait, in seconds.
+    directory
+        See ``take``.
 
     CLI Example:
 
@@ -133,20 +142,32 @@ def neighbours_ready(row, timeout_s=60):
 
         salt 'controller-1' k8s_turn.neighbours_ready "$ROW"
     """
+    timeout_s = row["turn"]["neighbours_timeout_s"]
     deadline = time.monotonic() + timeout_s
-    while found := refusals(row):
+    while found := refusals(row, directory):
         if time.monotonic() > deadline:
             what = "etcd would lose a member more" if row["name"] == "etcd" else "one more would be missing"
-            raise CommandExecutionError(f"{'; '.join(found)}: {what}, so nothing was touched. {_override('neighbours')}")
+            raise CommandExecutionError(
+                f"{'; '.join(found)}: {what}, so nothing was touched. Waited {timeout_s} s "
+                f"(kubernetes_controller:rollout:turn:neighbours_timeout_s). {_override('neighbours')}"
+            )
         time.sleep(1)
     return True
 
 
-def _holder(row):
+def _client(row, flags):
+    """Return the client pair of this node's API server, or None: neighbours that are yet to be adopted may not answer nobody."""
+    if row["name"] != "kube-apiserver":
+        flags = __salt__["k8s_generation.flags"](row["api"]["home"])
+    pair = (flags.get("kubelet-client-certificate"), flags.get("kubelet-client-key"))
+    return pair if all(pair) else None
+
+
+def _holder(row, directory):
     """Return who holds the turn, as far as etcd tells."""
     key = f"{row['turn']['key']}-holder"
     try:
-        return __salt__["k8s_etcdctl.get"](row, key).get(key) or "somebody"
+        return __salt__["k8s_etcdctl.get"](row, key, directory).get(key) or "somebody"
     except CommandExecutionError:
         return "somebody"
 
@@ -155,7 +176,7 @@ def _override(name):
     return f'To go on all the same, once: pillar=\'{{"kubernetes_controller": {{"rollout": {{"ignore": ["{name}"]}}}}}}\'.'
 
 
-def _wait_for_turn(row, process):
+def _wait_for_turn(row, process, directory):
     """Return None when ``process`` holds the lock, else why it does not within the deadline."""
     deadline, shown, timeout_s = time.monotonic() + row["turn"]["timeout_s"], None, row["turn"]["timeout_s"]
     while True:
@@ -166,7 +187,7 @@ def _wait_for_turn(row, process):
             process.wait()
             said = process.stderr.read().strip().splitlines()
             return f"etcd does not give the turn: {said[-1] if said else 'no reason given'}"
-        who = _holder(row)
+        who = _holder(row, directory)
         if time.monotonic() >= deadline:
             return f"the turn is held by {who}, after {timeout_s} s"
         if who != shown:

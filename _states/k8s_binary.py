@@ -5,16 +5,48 @@ Install released binaries by checksum.
 from salt.exceptions import CommandExecutionError
 
 
+def reachable(name, rows):
+    """
+    Ensure that a mirror answers, where something of it is missing, so that a dead one is told once.
+
+    name
+        The pillar key of the mirror, for people.
+    rows
+        The rows of the configuration's ``downloads`` that come from it.
+
+    Nothing is asked when all files are in place, nor in test mode.
+
+    .. code-block:: yaml
+
+        The mirror of kubernetes_controller:binaries:mirror answers:
+          k8s_binary.reachable:
+            - name: kubernetes_controller:binaries:mirror
+            - rows: [{name: kubectl, source: https://dl.k8s.io/…}]
+    """
+    ret = {"name": name, "result": True, "changes": {}, "comment": f"{name}: nothing of it is needed."}
+    if __opts__["test"]:
+        return ret | {"comment": f"{name}: not asked in test mode."}
+    try:
+        wanted = next((row for row in rows if __salt__["k8s_binary.missing"](row)), None)
+    except CommandExecutionError:  # each row's own state tells
+        wanted = None
+    if wanted is None:
+        return ret
+    reason = __salt__["k8s_binary.unreachable"](wanted)
+    return ret | ({"result": False, "comment": reason} if reason else {"comment": f"{name} answers."})
+
+
 def installed(name, row):
     """
-    Ensure that the files of one download are in place, are what was published or pinned, and have their links.
+    Ensure that the files of one download are in place, and are what was published or pinned.
 
     name
         The file in the directory, for people; what is done stands in ``row``.
     row
         A row of the configuration's ``downloads`` (see ``k8s_binary.install``).
 
-    Nothing is fetched when the files are in place, nor in test mode.
+    Nothing is fetched when the files are in place, nor in test mode. Links for people are moved later, by ``linked``; but
+    a file where one of them is to be is an error at once.
 
     .. code-block:: yaml
 
@@ -25,22 +57,55 @@ def installed(name, row):
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": ""}
     try:
+        hindrance = __salt__["k8s_binary.in_the_way"](row)
+        if hindrance:
+            return ret | {"result": False, "comment": hindrance}
         reasons = __salt__["k8s_binary.missing"](row)
-        links = __salt__["k8s_binary.links"](row)
-        if not reasons and not links:
+        if not reasons:
             return ret | {"comment": f"{row['directory']} has what {row['source']} published."}
         changes = {file: {"old": reason, "new": row["source"]} for file, reason in reasons.items()}
-        changes |= {link: {"old": present, "new": row["links"][link]} for link, present in links.items()}
         if __opts__["test"]:
-            verb = "fetched" if reasons else "linked"
-            return ret | {"result": None, "changes": changes, "comment": f"{row['source']} would be {verb}."}
-        if reasons:
-            __salt__["k8s_binary.install"](row)
-        __salt__["k8s_binary.link"](row)
+            return ret | {"result": None, "changes": changes, "comment": f"{row['source']} would be fetched."}
+        __salt__["k8s_binary.install"](row)
     except CommandExecutionError as exc:
         return ret | {"result": False, "comment": str(exc)}
-    verb = "was fetched and its checksum is right" if reasons else "has its links"
-    return ret | {"changes": changes, "comment": f"{row['source']} {verb}."}
+    return ret | {"changes": changes, "comment": f"{row['source']} was fetched and its checksum is right."}
+
+
+def linked(name, row):
+    """
+    Ensure that the links for people lead to the declared release, once that is what runs on this node.
+
+    name
+        The directory of the release, for people; what is done stands in ``row``.
+    row
+        A row of the configuration's ``downloads`` (see ``k8s_binary.links`` and ``k8s_binary.awaited``).
+
+    A release that was refused, taken back, or in ``rollout:mode: manual`` not promoted, leaves the links as they are.
+
+    .. code-block:: yaml
+
+        kubectl 1.37.2 is what people get:
+          k8s_binary.linked:
+            - name: /opt/kubernetes/1.37.2/bin
+            - row: {links: {/usr/local/bin/kubectl: /opt/kubernetes/1.37.2/bin/kubectl}, runs: null, adopt: false}
+    """
+    ret = {"name": name, "result": True, "changes": {}, "comment": ""}
+    moved = __salt__["k8s_binary.links"](row)
+    if not moved:
+        return ret | {"comment": f"{', '.join(row['links'])}: as declared."}
+    awaited = __salt__["k8s_binary.awaited"](row)
+    # In test mode the component, which comes first in a whole run, is still the old one.
+    if awaited and not (__opts__["test"] and row["mode"] == "automatic"):
+        return ret | {"comment": awaited}
+    changes = {link: {"old": present, "new": row["links"][link]} for link, present in moved.items()}
+    if __opts__["test"]:
+        return ret | {"result": None, "changes": changes, "comment": f"{', '.join(moved)} would be linked."}
+    try:
+        __salt__["k8s_binary.link"](row)
+    except (CommandExecutionError, OSError) as exc:
+        return ret | {"result": False, "comment": str(exc)}
+    return ret | {"changes": changes, "comment": f"{', '.join(moved)} were linked."}
 
 
 def pruned(name, row):

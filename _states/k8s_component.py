@@ -12,6 +12,7 @@ import time
 from salt.exceptions import CommandExecutionError
 
 CUT_OFF = "an earlier run was cut off"
+ADOPTION = "restart (adopted)"
 
 
 def running(name, component):
@@ -68,7 +69,7 @@ def _change(component, changes):
     if _is_the_operators(component, changes, before["generation"]):
         return _leave_it_to_the_operator(component, changes, "is")
     _snapshot(component, changes)
-    with _turn(component, changes) as turn:
+    with _turn(component, changes, generation) as turn:
         since = _promote(component, generation)
         _take_up(component, changes, since)
         answer = _gate(component, changes, since)
@@ -92,7 +93,7 @@ def _compare(component):
     process = __salt__["k8s_component.process"](component["name"])
     if changes:
         if links["live"] is None:
-            return {**changes, "process": "restart (adopted)" if process["pid"] else "start"}
+            return {**changes, "process": ADOPTION if process["pid"] else "start"}
         asked = __salt__["k8s_generation.action"](component, changes)
         if not process["pid"]:
             return {**changes, "process": f"start ({asked['why']})"}
@@ -162,6 +163,8 @@ def _prepare(component, changes):
 
 def _rehearse(component, generation):
     """What did not pass its rehearsal yet does so now, with the other components as they are live, or is not promoted."""
+    if not __salt__["k8s_rehearsal.needed"](component, generation):
+        return
     _begin(component, "rehearse", generation)
     try:
         __salt__["k8s_rehearsal.ensure"](component)
@@ -194,28 +197,33 @@ def _snapshot(component, changes):
 
 
 @contextlib.contextmanager
-def _turn(component, changes):
+def _turn(component, changes, generation):
     """
     Hold the turn while something that serves is interrupted, and only while all neighbours are ready.
 
     What does not serve needs neither, so a cluster that is down can always be repaired. Gives None then, and else what
-    holds the turn (``handle``; None where the operator said to ignore it).
+    holds the turn (``handle``; None where the operator said to ignore it). What is adopted is asked, and the others are,
+    with the identity of the generation that is to replace it.
     """
-    untouched = changes["process"].startswith("none")
-    if untouched or not component["neighbours"] or not __salt__["k8s_health.serves"](component):
+    staged = f"{component['home']}/generations/{generation}" if changes["process"] == ADOPTION else None
+    if changes["process"].startswith("none") or not component["neighbours"] or not _serves(component, staged):
         yield None
         return
     _begin(component, "turn")
-    turn = None if "turn" in component["ignore"] else __salt__["k8s_turn.take"](component)
+    turn = None if "turn" in component["ignore"] else __salt__["k8s_turn.take"](component, staged)
     try:
         if "neighbours" not in component["ignore"]:
-            __salt__["k8s_turn.neighbours_ready"](component)
+            __salt__["k8s_turn.neighbours_ready"](component, staged)
         if turn is not None and not __salt__["k8s_turn.held"](turn):
             raise CommandExecutionError("the turn was lost while waiting (is this node cut off from etcd?); nothing was touched")
         yield {"handle": turn}
     finally:
         if turn is not None:
             __salt__["k8s_turn.release"](turn)
+
+
+def _serves(component, staged):
+    return __salt__["k8s_health.foreign_serves"](component, staged) if staged else __salt__["k8s_health.serves"](component)
 
 
 def _promote(component, generation):

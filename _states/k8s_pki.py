@@ -28,8 +28,52 @@ def managed(name, pki, force=False):
         found = __salt__["k8s_pki.differences" if __opts__["test"] else "k8s_pki.make"](pki, force=force)
     except (CommandExecutionError, OSError) as exc:
         return ret | {"result": False, "comment": str(exc)}
+    stands = "".join(f" {said}" for said in __salt__["k8s_rotation.status"](name).values())
     if not found:
-        return ret | {"comment": f"{name} is as declared."}
+        return ret | {"comment": f"{name} is as declared.{stands}"}
     changes = {path: {"old": why, "new": "as declared"} for path, why in found.items()}
     verb = "would be made" if __opts__["test"] else "were made"
-    return ret | {"result": None if __opts__["test"] else True, "changes": changes, "comment": f"{len(found)} files {verb}."}
+    said = f"{len(found)} files {verb}.{stands}"
+    return ret | {"result": None if __opts__["test"] else True, "changes": changes, "comment": said}
+
+
+def rotated(name, pki, authorities, step):
+    """
+    Ensure that the rotation of CAs, or of the service-account key, stands at ``step`` or beyond it.
+
+    name
+        The directory on the master.
+    pki
+        The key ``pki`` of the cluster's resolved configuration.
+    authorities
+        Names of CAs, or ``service-account`` (list).
+    step
+        ``trust``, ``sign``, ``drop``, or ``end`` when the last one is rolled out.
+
+    Only the master's files change; a rollout after each step brings it to the controllers. What is replaced is kept.
+
+    .. code-block:: yaml
+
+        The next kubernetes CA stands beside the present one:
+          k8s_pki.rotated:
+            - name: /srv/kubernetes_controller/pki
+            - pki: {{ cfg.pki | json }}
+            - authorities: [kubernetes]
+            - step: trust
+    """
+    ret = {"name": name, "result": True, "changes": {}, "comment": ""}
+    try:
+        act = __salt__["k8s_rotation.differences" if __opts__["test"] else "k8s_rotation.advance"]
+        changes = act(pki, authorities, step)
+    except (CommandExecutionError, OSError) as exc:
+        return ret | {"result": False, "comment": str(exc)}
+    if not changes:
+        stands = " ".join(__salt__["k8s_rotation.status"](name).get(one, "") for one in authorities).strip()
+        return ret | {"comment": stands or "No rotation is under way."}
+    said = " ".join(__salt__["k8s_rotation.said"](one, step) for one in changes)
+    said += " A rollout to every controller would follow." if __opts__["test"] and step != "end" else ""
+    return ret | {
+        "result": None if __opts__["test"] else True,
+        "changes": changes,
+        "comment": f"Would be next: {said}" if __opts__["test"] else said,
+    }

@@ -28,8 +28,9 @@ def applied(name, mods=None):
         return {"name": name, "result": False, "changes": {}, "comment": "\n".join(map(str, answer))}
     states = sorted(answer.values(), key=lambda state: state.get("__run_num__", 0))
     failed = [state for state in states if state["result"] is False]
-    changes = {state.get("__id__", state["name"]): state["changes"] for state in states if state["changes"]}
+    changes = {state.get("__id__", state["name"]): _short(state["changes"]) for state in states if state["changes"]}
     lines = [f"{state.get('__id__', state['name'])}: {state['comment']}" for state in failed]
+    lines += [line for state in failed for line in _inside(state)]
     pending = any(state["result"] is None for state in states)
     return {
         "name": name,
@@ -37,3 +38,27 @@ def applied(name, mods=None):
         "changes": changes,
         "comment": "\n".join(lines) or f"{', '.join(mods)}: {len(states)} states, {len(changes)} with changes.",
     }
+
+
+def _short(changes):
+    """Return of a step of an orchestration which states changed on which minion: all that they say is too long to read."""
+    answers = changes.get("ret") if isinstance(changes, dict) else None
+    if not isinstance(answers, dict):
+        return changes
+    return {
+        minion: [one.get("__id__", key) for key, one in states.items() if isinstance(one, dict) and one.get("changes")]
+        if isinstance(states, dict)
+        else states
+        for minion, states in answers.items()
+    }
+
+
+def _inside(state):
+    """Return a line for each state that failed on a minion, of a step of an orchestration."""
+    answers = state["changes"].get("ret") if isinstance(state["changes"], dict) else None
+    return [
+        f"{minion}: {one['comment']}"
+        for minion, states in (answers.items() if isinstance(answers, dict) else ())
+        for one in (states.values() if isinstance(states, dict) else ())
+        if isinstance(one, dict) and one.get("result") is False and not str(one["comment"]).startswith("One or more requisite")
+    ]

@@ -1,4 +1,4 @@
-{#- A whole controller: binaries, accounts, every component in its order, the cluster's objects, and the health. -#}
+{#- A whole controller: binaries, accounts, every component in its order, the cluster's objects, links for people, and the health. -#}
 {%- from "kubernetes_controller/map.jinja" import cfg, unready with context %}
 {%- if not cfg %}
 {{ unready }}
@@ -14,6 +14,7 @@ include:
   - kubernetes_controller.controller_manager
   - kubernetes_controller.scheduler
   - kubernetes_controller.objects
+  - kubernetes_controller.links
   - kubernetes_controller.health
 
 extend:

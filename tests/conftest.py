@@ -414,6 +414,8 @@ def mirror():
                 "homes": [],
                 "links": {},
                 "adopt": False,
+                "mode": "automatic",
+                "runs": None,
                 "members": {},
                 "timeout_s": 5,
             }

@@ -318,7 +318,7 @@ def test_a_generation_that_vanished_while_live_is_made_again(scheduler, testmode
 
 def test_the_steps_are_told_in_their_order(apiserver):
     apiserver.run()
-    assert apiserver.systemd.steps == ["prepare", "rehearse", "promote", "take_up", "gate", "remember", "done"]
+    assert apiserver.systemd.steps == ["prepare", "promote", "take_up", "gate", "remember", "done"]
     apiserver.systemd.steps.clear()
     apiserver.minion.fake("k8s_health.serves", return_value=True)
     apiserver.minion.fake("k8s_turn.take", return_value=7)
@@ -332,6 +332,20 @@ def test_the_steps_are_told_in_their_order(apiserver):
     ]  # fmt: skip
     apiserver.systemd.snapshot.assert_called_once_with(changed, "kube-apiserver-1.37.3")
     release.assert_called_once_with(7)
+
+
+@pytest.mark.parametrize("why", ["passed before", "switched off"])
+def test_a_rehearsal_is_told_only_where_something_is_rehearsed(scheduler, why):
+    scheduler.run()
+    rehearsal = {"rollout": {"rehearsal": {"enabled": why != "switched off"}}}
+    changed = scheduler.rows(rehearsal, {"scheduler": {"settings": {"v": 4}}})["kube-scheduler"]
+    if why == "passed before":
+        (scheduler.home / "rehearsed.json").write_text(f'{{"{scheduler.digest(changed)}": "2026-11-24T20:00:00Z"}}')
+    scheduler.systemd.steps.clear()
+    scheduler.systemd.rehearsal.reset_mock()
+    assert scheduler.run(changed).result is True
+    assert "rehearse" not in scheduler.systemd.steps
+    scheduler.systemd.rehearsal.assert_not_called()
 
 
 def test_what_does_not_pass_its_rehearsal_is_not_promoted(scheduler):
@@ -431,6 +445,35 @@ def test_a_foreign_process_is_an_error_and_not_touched_until_it_is_adopted(sched
     assert not scheduler.home.exists()
     adopted = scheduler.rows({"rollout": {"adopt": True}})["kube-scheduler"]
     assert scheduler.try_(testmode, adopted).result is expected(testmode)
+
+
+@pytest.mark.parametrize("serves", [True, False])
+def test_what_serves_is_adopted_under_the_turn_and_what_does_not_without(scheduler, serves):
+    scheduler.systemd.restart("kube-scheduler")  # whatever it is, it was not the formula
+    adopted = scheduler.rows({"rollout": {"adopt": True}})["kube-scheduler"]
+    staged = f"{scheduler.home}/generations/{scheduler.digest(adopted)}"
+    asked = scheduler.minion.fake("k8s_health.foreign_serves", return_value=serves)
+    take = scheduler.minion.fake("k8s_turn.take", return_value=7)
+    scheduler.minion.fake("k8s_turn.held", return_value=True)
+    release = scheduler.minion.fake("k8s_turn.release", return_value=True)
+    neighbours = scheduler.minion.fake(
+        "k8s_turn.neighbours_ready", side_effect=CommandExecutionError("controller-2 is not ready")
+    )
+    ret = scheduler.run(adopted)
+    asked.assert_called_once_with(adopted, staged)
+    if not serves:
+        assert (ret.result, ret.changes["process"]) == (True, "restart (adopted)")
+        take.assert_not_called()
+        return
+    assert (ret.result, ret.changes) == (False, {})
+    assert "controller-2 is not ready" in ret.comment
+    assert scheduler.systemd.log == ["restart"]
+    take.assert_called_once_with(adopted, staged)
+    neighbours.assert_called_once_with(adopted, staged)
+    release.assert_called_once_with(7)
+    neighbours.side_effect = None
+    assert scheduler.run(adopted).result is True
+    assert scheduler.systemd.log == ["restart", "restart"]
 
 
 @pytest.mark.parametrize("missing", ["material", "binary"])

@@ -60,6 +60,78 @@ def test_a_dead_mirror_fails_naming_its_pillar_key(node, download):
     assert ret.comment.startswith("kubernetes_controller:binaries:mirror: cannot fetch http://127.0.0.1:1/sums: ")
 
 
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_mirror_is_asked_once_and_only_where_something_is_missing(node, testmode, download, mirror, dead):
+    row = download["row"] | ({"source": "http://127.0.0.1:1/kubectl"} if dead else {"source": download["row"]["source"] + ".not"})
+    ret = node.state("k8s_binary.reachable", "kubernetes_controller:binaries:mirror", test=testmode, rows=[row, row])
+    assert (ret.result, ret.changes) == (testmode or not dead, {})
+    if dead and not testmode:
+        assert ret.comment.startswith("kubernetes_controller:binaries:mirror: cannot fetch http://127.0.0.1:1/kubectl: ")
+    node.state("k8s_binary.installed", **download)
+    mirror.asked.clear()
+    node.state(
+        "k8s_binary.reachable", "kubernetes_controller:binaries:mirror", rows=[download["row"] | {"source": row["source"]}]
+    )
+    assert mirror.asked == []
+
+
+# -- k8s_binary.linked ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def linked(mirror, tmp_path):
+    """What the links for people are, which lead to another release so far, and a component that is live."""
+    home, link = tmp_path / "home", tmp_path / "people/kubectl"
+    (home / "generations/a").mkdir(parents=True)
+    (home / "generations/a/start").write_text("#!/bin/sh\n# kube-apiserver 1.37.2 sha256:0\nexec /nowhere\n")
+    (home / "live").symlink_to("generations/a")
+    link.parent.mkdir()
+    link.symlink_to("/opt/kubernetes/1.36.3/bin/kubectl")
+    row = mirror.row("kubectl", tmp_path / "bin")
+    return row | {"links": {str(link): str(tmp_path / "bin/kubectl")}, "runs": runs("1.37.2", home)}
+
+
+def runs(release, home):
+    return {"name": "kube-apiserver", "home": str(home), "release": release}
+
+
+def test_links_for_people_follow_what_runs(node, apply, testmode, linked):
+    ((link, target),) = linked["links"].items()
+    ret = apply(testmode, node, "k8s_binary.linked", "kubectl", row=linked)
+    assert ret.changes == {link: {"old": "/opt/kubernetes/1.36.3/bin/kubectl", "new": target}}
+    assert ret.result is expected(testmode)
+    assert os.readlink(link) == ("/opt/kubernetes/1.36.3/bin/kubectl" if testmode else target)
+
+
+@pytest.mark.parametrize("mode", ["automatic", "manual"])
+def test_links_for_people_wait_for_a_release_that_is_not_promoted(node, testmode, linked, tmp_path, mode):
+    (link,) = linked["links"]
+    row = linked | {"runs": runs("1.38.0", tmp_path / "home"), "mode": mode}
+    ret = node.state("k8s_binary.linked", "kubectl", test=testmode, row=row)
+    assert os.readlink(link) == "/opt/kubernetes/1.36.3/bin/kubectl"
+    if testmode and mode == "automatic":  # the component would be promoted by the same run
+        assert (ret.result, set(ret.changes)) == (None, {link})
+    else:
+        assert (ret.result, ret.changes) == (True, {})
+        assert ret.comment == f"{link}: moved once kube-apiserver of this node is promoted to 1.38.0."
+
+
+@pytest.mark.parametrize("adopt", [False, True])
+def test_a_file_in_the_place_of_a_link_is_found_before_anything_is_fetched(node, testmode, linked, mirror, adopt):
+    (link,) = linked["links"]
+    Path(link).unlink()
+    Path(link).write_text("somebody else's")
+    mirror.files |= {"/kubectl": b"kubectl", "/kubectl.sha512": hashlib.sha512(b"kubectl").hexdigest().encode()}
+    ret = node.state("k8s_binary.installed", "kubectl", test=testmode, row=linked | {"adopt": adopt})
+    if not adopt:
+        assert (ret.result, ret.changes, mirror.asked) == (False, {}, [])
+        assert ret.comment == f"{link}: a file that is not a link; move it away, or choose another kubernetes_controller:bin_dir."
+    elif not testmode:
+        assert ret.result is True
+        assert node.state("k8s_binary.linked", "kubectl", row=linked | {"adopt": True}).result is True
+        assert Path(f"{link}.before-adoption").read_text() == "somebody else's"
+
+
 # -- k8s_binary.pruned ------------------------------------------------------------------------------------------------
 
 
@@ -429,7 +501,9 @@ def test_what_must_never_be_made_anew_is_an_error_when_it_is_lost(node, apply, t
     ret = apply(testmode, node, "k8s_pki.managed", again=False, **pki())
     assert (ret.result, ret.changes) == (False, {})
     assert f"{tmp_path}/pki/{lost} is lost" in ret.comment
-    assert "restore it from a backup" in ret.comment
+    assert f"restore it from a backup by `salt-run salt.cmd k8s_kept.restore {tmp_path}/pki {lost} FILE`" in ret.comment or (
+        f"` from {tmp_path}/pki/hosts/controller-1/" in ret.comment
+    )
     assert not (tmp_path / "pki" / lost).exists()
 
 
@@ -444,8 +518,58 @@ def test_brought_files_that_are_not_there_are_named(node, apply, testmode, pki, 
 def test_nobody_else_can_read_the_masters_files(node, pki, tmp_path):
     node.state("k8s_pki.managed", **pki())
     top = tmp_path / "pki"
-    closed = [top, *top.iterdir(), *(path for path in top.rglob("*") if path.is_file())]
+    node.state("k8s_pki.managed", force=True, **pki())  # so that there is something kept
+    rotate(node, pki(), "sign")
+    assert (top / "kept").is_dir()
+    closed = [top, *top.iterdir(), *(top / "kept").rglob("*"), *(path for path in top.rglob("*") if path.is_file())]
     assert [path for path in closed if path.stat().st_mode & 0o077] == []
+
+
+# -- k8s_pki.rotated --------------------------------------------------------------------------------------------------
+
+STEPS = ["trust", "sign", "drop", "end"]
+
+
+def rotate(node, declared, step):
+    for one in STEPS[: STEPS.index(step) + 1]:
+        ret = node.state("k8s_pki.rotated", authorities=["kubernetes"], step=one, **declared)
+        assert ret.result, ret.comment
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_rotation_is_brought_to_a_step_once(node, apply, testmode, pki, step):
+    node.state("k8s_pki.managed", **pki())
+    before = [None, *STEPS][STEPS.index(step)]
+    if before:
+        rotate(node, pki(), before)
+    ret = apply(testmode, node, "k8s_pki.rotated", authorities=["kubernetes"], step=step, **pki())
+    assert ret.changes == {"kubernetes": {"old": before, "new": step}}
+    assert ret.result is expected(testmode)
+    said = "kubernetes CA: rotated." if step == "end" else f"kubernetes CA: step {STEPS.index(step) + 1} of 3, {step}: "
+    assert ret.comment.startswith("Would be next: " * testmode + said)
+
+
+def test_a_rotation_that_is_beyond_a_step_stays_there_and_says_where(node, apply, testmode, pki):
+    node.state("k8s_pki.managed", **pki())
+    rotate(node, pki(), "sign")
+    ret = apply(testmode, node, "k8s_pki.rotated", authorities=["kubernetes"], step="trust", **pki())
+    assert (ret.result, ret.changes) == (True, {})
+    assert ret.comment.startswith("kubernetes CA: step 2 of 3, sign: ")
+
+
+def test_a_step_before_its_turn_fails(node, apply, pki):
+    node.state("k8s_pki.managed", **pki())
+    ret = node.state("k8s_pki.rotated", authorities=["kubernetes"], step="drop", **pki())
+    assert (ret.result, ret.changes) == (False, {})
+    assert "drop does not follow no rotation" in ret.comment
+
+
+def test_the_state_of_the_certificates_says_that_a_rotation_is_under_way(node, apply, testmode, pki):
+    node.state("k8s_pki.managed", **pki())
+    rotate(node, pki(), "trust")
+    ret = apply(testmode, node, "k8s_pki.managed", again=False, **pki())
+    assert f"{'would be' if testmode else 'were'} made. kubernetes CA: step 1 of 3, trust: " in ret.comment
+    assert {Path(path).name for path in ret.changes} == {"kubernetes-ca.crt"}
 
 
 # -- k8s_sls.applied --------------------------------------------------------------------------------------------------
@@ -483,3 +607,16 @@ def test_an_inner_sls_that_does_not_render_is_a_failure(minion, tmp_path):
     ret = minion({"kubernetes_controller": {}}, file_roots=[tmp_path]).state("k8s_sls.applied", "inner")
     assert ret.result is False
     assert "nonsense" in ret.comment
+
+
+@pytest.mark.parametrize("result", [True, False])
+def test_of_an_orchestration_inside_only_names_are_told_and_the_reasons_of_failures(minion, result):
+    state = {"__id__": "What changed", "result": result, "comment": "why", "changes": {"diff": "long text"}}
+    step = {"__id__": "On the nodes", "name": "x", "result": result, "comment": "Run on minions"}
+    step["changes"] = {"out": "highstate", "ret": {"controller-1": {"a_|-b_|-c_|-d": state}, "controller-2": False}}
+    one = minion({"kubernetes_controller": {}})
+    one.fake("state.sls", return_value={"salt_|-x_|-x_|-state": step})
+    ret = one.state("k8s_sls.applied", "inner")
+    assert ret.result is result
+    assert ret.changes == {"On the nodes": {"controller-1": ["What changed"], "controller-2": False}}
+    assert ("controller-1: why" in ret.comment) is not result

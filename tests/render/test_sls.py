@@ -13,7 +13,8 @@ SLS = {
     path.relative_to(path.parents[1]).with_suffix("") for path in Path(__file__).parents[2].glob("kubernetes_controller/*.sls")
 }
 SLS = sorted(str(name).replace("/", ".").removesuffix(".init") for name in SLS)
-ORCHESTRATE = [f"kubernetes_controller.orchestrate.{name}" for name in ("deploy", "pki", "renew", "rotate_encryption")]
+ORCHESTRATIONS = ("deploy", "pki", "renew", "rotate_ca", "rotate_encryption", "rotate_service_account")
+ORCHESTRATE = [f"kubernetes_controller.orchestrate.{name}" for name in ORCHESTRATIONS]
 LIVE = {"serves": True, "providers": {"secrets": [["secretbox", "the-former-key"], ["identity", ""]]}}
 RESERVED = {"include", "extend"}
 
@@ -222,3 +223,55 @@ def test_no_sls_renders_a_secret(rendering, declared, material):
     assert "kubernetes_controller_pki" in said
     for name, text in material.items():
         assert not [line for line in text.splitlines() if "-----" not in line and line in said], name
+
+
+@pytest.fixture
+def rotation(rendering, tmp_path):
+    """Return a function: {ID: (function, arguments)} of the rotation of a CA, on a master whose files are below tmp_path."""
+
+    def rendered(*, test=False, **pillar):
+        one = rendering({"pki": {"directory": str(tmp_path)}}, master=True, test=test)
+        one.opts["pillar"].update(pillar)
+        _, high = one.render("kubernetes_controller.orchestrate.rotate_ca")
+        assert_well_formed("kubernetes_controller.orchestrate.rotate_ca", high)
+        found = {}
+        for state_id, body in high.items():
+            ((function, arguments),) = body.items()
+            found[state_id] = function, {k: v for argument in arguments for k, v in argument.items()}
+        return found
+
+    return rendered
+
+
+def test_a_rotation_is_three_changes_of_files_each_before_its_rollout(rotation):
+    found = list(rotation(authority=["kubernetes", "etcd"]).values())
+    assert [function for function, _ in found] == [
+        "salt.state", *["k8s_pki.rotated", "k8s_sls.applied"] * 3, "k8s_pki.rotated",
+    ]  # fmt: skip
+    assert [arguments["step"] for function, arguments in found if "step" in arguments] == ["trust", "sign", "drop", "end"]
+    assert {tuple(arguments["authorities"]) for _, arguments in found if "step" in arguments} == {("kubernetes", "etcd")}
+    assert all(arguments.get("require") for _, arguments in found[1:])
+    assert found[0][1]["sls"] == "kubernetes_controller.health"
+
+
+def test_a_rotation_stops_where_it_is_told_to_and_goes_on_where_it_stands(rotation, tmp_path):
+    assert [a["step"] for _, a in rotation(authority="etcd", until="trust").values() if "step" in a] == ["trust"]
+    (tmp_path / "authorities").mkdir()
+    (tmp_path / "authorities/etcd-ca.rotation").write_text("{step: sign, since: now, begun: then}")
+    found = rotation(authority="etcd")
+    assert [a["step"] for _, a in found.values() if "step" in a] == ["sign", "drop", "end"]
+    assert "salt.state" not in [function for function, _ in found.values()]  # what does not serve, its rollout repairs
+    ((_, (function, arguments)),) = rotation(authority="etcd", until="trust").items()
+    assert (function, arguments["name"][:32]) == ("test.succeed_without_changes", "etcd CA: step 2 of 3, sign: the ")
+
+
+def test_a_test_run_of_a_rotation_rolls_nothing_out(rotation):
+    found = rotation(authority="all", test=True)
+    assert [function for function, _ in found.values()] == ["salt.state", *["k8s_pki.rotated"] * 3]
+
+
+@pytest.mark.parametrize("authority", [None, "nonsense", ["etcd", "nonsense"]])
+def test_what_cannot_be_rotated_is_one_failing_state(rotation, authority):
+    ((_, (function, arguments)),) = rotation(authority=authority).items()
+    assert function == "test.fail_without_changes"
+    assert "It can be kubernetes, signer, etcd, front-proxy, service-account; " in arguments["comment"]

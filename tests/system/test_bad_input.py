@@ -147,6 +147,12 @@ def test_the_pillar_is_refused_with(cluster, kind):
     refused(cluster, sentence)
 
 
+def test_a_dead_mirror_is_told_once(cluster):
+    declared, sentence = PILLARS["dead mirror"]
+    cluster.pillar(declared)
+    (_,) = refused(cluster, sentence).failures
+
+
 def test_a_test_run_refuses_with_the_same_sentence(cluster):
     for kind in ("unknown key", "unknown flag of the API server"):
         declared, sentence = PILLARS[kind]

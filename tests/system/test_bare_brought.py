@@ -130,7 +130,7 @@ def test_the_ansible_roles_pki_is_taken_over_unchanged_as_the_document_says(bare
     binding = json.loads(bare.kubectl("get", "clusterrolebinding", "system:kube-apiserver", "-o", "json").stdout)
     assert [subject["name"] for subject in binding["subjects"]] == ["k8s-apiserver"]
     signer = x509.load_pem_x509_certificate(files["cert-k8s-controller-manager-sa.pem"].encode()).public_key()
-    token = claims(bare.kubectl("create", "token", "default").stdout, signer)
+    token = claims(bare.token(), signer)
     assert token["iss"] == declared["kubernetes_controller"]["apiserver"]["settings"]["service-account-issuer"]
     bare.kubectl("create", "secret", "generic", "brought", "--from-literal=word=open sesame")
     asked = [*ETCDCTL, f"--endpoints={servers[0]}", "get", "--print-value-only", "/registry/secrets/default/brought"]

@@ -32,6 +32,11 @@ def releases(cluster):
     return found
 
 
+def called_by_people(cluster):
+    """Return the release of the kubectl that people get on each node."""
+    return [str((node.root / "usr/local/bin/kubectl").readlink()).split("/")[3] for node in cluster.nodes]
+
+
 def snapshots(node):
     return node.exec(["sh", "-c", f"ls {SNAPSHOTS} 2>/dev/null"], check=False).stdout.split()
 
@@ -51,7 +56,7 @@ def test_an_upgrade_goes_node_by_node_keeps_a_snapshot_and_goes_back_only_when_a
     cluster.pillar({"release": NEW})
     done = cluster.orchestrate()
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert set(releases(cluster).values()) == {NEW}
+    assert set(releases(cluster).values()) == set(called_by_people(cluster)) == {NEW}
     assert cluster.health()[0] == 0
     assert_nothing_is_lost(cluster)
     for node in cluster.nodes:
@@ -68,9 +73,11 @@ def test_an_upgrade_goes_node_by_node_keeps_a_snapshot_and_goes_back_only_when_a
     assert refused.returncode != 0
     assert '"ignore": ["downgrade"]' in " ".join(refused.stdout.split())
     assert cluster.processes() == before
+    assert all((node.root / f"opt/kubernetes/{OLD}/bin/kubectl").exists() for node in cluster.nodes)
+    assert set(called_by_people(cluster)) == {NEW}
 
     asked = cluster.orchestrate("pillar=" + json.dumps({"kubernetes_controller": BACK}))
     assert asked.returncode == 0, asked.stdout[-3000:] + asked.stderr[-2000:]
-    assert set(releases(cluster).values()) == {OLD}
+    assert set(releases(cluster).values()) == set(called_by_people(cluster)) == {OLD}
     assert cluster.health()[0] == 0
     assert_nothing_is_lost(cluster)

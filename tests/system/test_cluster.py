@@ -100,15 +100,14 @@ def test_a_user_may_do_what_a_role_says_and_nothing_else(cluster, namespace):
 
 def test_a_token_made_by_one_controller_is_accepted_by_all(cluster, namespace):
     for maker in cluster.nodes:
-        server = f"https://{maker.address}:6443"
-        token = cluster.kubectl("--server", server, "-n", namespace, "create", "token", "default").stdout.strip()
+        token = cluster.token(namespace, "--server", f"https://{maker.address}:6443")
         for node in cluster.nodes:
             said = whoami(cluster, node, "-H", f"Authorization: Bearer {token}")
             assert said == (201, f"system:serviceaccount:{namespace}:default"), (maker, node)
 
 
 def test_a_token_with_another_signature_is_refused(cluster, namespace):
-    token = cluster.kubectl("-n", namespace, "create", "token", "default").stdout.strip()
+    token = cluster.token(namespace)
     head, body, signature = token.split(".")
     forged = f"{head}.{body}.{signature[::-1]}"
     assert whoami(cluster, cluster.nodes[0], "-H", f"Authorization: Bearer {forged}")[0] == 401

@@ -3,7 +3,7 @@
 import pytest
 
 PHASES = [
-    "binaries", "prepare", "preflight", "etcd", "apiserver", "controller_manager", "scheduler", "objects", "health",
+    "binaries", "prepare", "preflight", "etcd", "apiserver", "controller_manager", "scheduler", "objects", "links", "health",
 ]  # fmt: skip
 
 

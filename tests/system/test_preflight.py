@@ -1,6 +1,7 @@
 """Promises 2 and 3 on a real cluster: what cannot work, or what the others would not accept, is refused untouched."""
 
 import json
+import re
 
 import pytest
 
@@ -136,3 +137,30 @@ def published(cluster):
     said = node.exec(["env", *words, "/usr/local/bin/etcdctl", "get", "--prefix", "/kubernetes_controller/accepts/"]).stdout
     lines = said.splitlines()
     return {key.rpartition("/")[2]: json.loads(value) for key, value in zip(lines[::2], lines[1::2], strict=True)}
+
+
+WRONG_CLOCK = "/var/tmp/wrong-clock"
+SHIFTED = "import time\n\n_right = time.time\ntime.time = lambda: _right() + {seconds}\n"
+
+
+@pytest.mark.parametrize(("seconds", "way"), [(60, "ahead of"), (-60, "behind")])
+def test_a_node_whose_clock_is_wrong_is_refused(cluster, seconds, way):
+    """The nodes have one kernel and so one clock; here it is Python's time, by which the preflight judges, that is another."""
+    node, others = cluster.nodes[0], cluster.nodes[1:]
+    node.write(f"{WRONG_CLOCK}/sitecustomize.py", SHIFTED.format(seconds=seconds))
+    call = ["env", f"PYTHONPATH={WRONG_CLOCK}", "salt-call", "--out=json", "state.apply", PREFLIGHT]
+    try:
+        cluster.pillar({"scheduler": {"settings": {"v": 3}}})
+        told = node.exec(call, check=False)
+        cluster.pillar({"scheduler": {"settings": {"v": 3}}, "rollout": {"preflight": {"max_clock_skew_s": 90}}})
+        allowed = node.exec(call, check=False)
+    finally:
+        node.exec(["rm", "-r", WRONG_CLOCK])
+    assert told.returncode != 0
+    for other in others:
+        sentence = (
+            rf"the clock of {node.name} is (59|60|61) s {way} that of {other.name} \(at most 5 s, kubernetes_controller:roll"
+        )
+        assert re.search(sentence, told.stdout), told.stdout
+    assert "Nothing was touched." in told.stdout
+    assert allowed.returncode == 0, allowed.stdout

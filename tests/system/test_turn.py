@@ -83,3 +83,39 @@ def test_what_serves_is_not_interrupted_while_a_neighbour_is_not_ready(cluster, 
     assert cluster.processes()[first.name, "kube-scheduler"] == before[first.name, "kube-scheduler"]
     repaired = cluster.apply(sls="kubernetes_controller.apiserver", target=second.name)[second.name]
     assert repaired.ok, repaired.failures
+
+
+def etcdctl(node, *words):
+    live = "/var/lib/kubernetes-etcd/live"
+    files = [f"--cacert={live}/etcd-ca.crt", f"--cert={live}/peer.crt", f"--key={live}/peer.key"]
+    return node.exec(["/usr/local/bin/etcdctl", f"--endpoints=https://{node.address}:2379", *files, *words]).stdout.strip()
+
+
+def test_what_serves_is_adopted_under_the_turn_and_only_while_the_neighbours_are_ready(cluster, pillar):
+    """Promises 4 and 11. Where conf_dir is another, what runs is to the formula what somebody else started."""
+    first, second = cluster.nodes[0], cluster.nodes[1]
+    home, key = "/var/lib/kubernetes-moved", (first.name, "kube-apiserver")
+    before, api = cluster.processes(), "kubernetes_controller.apiserver"
+    pillar({"conf_dir": home, "rollout": {"adopt": True, "turn": {"neighbours_timeout_s": 2}}})
+    second.exec(["systemctl", "stop", "kube-apiserver"])
+    refused = cluster.apply(sls=api, target=first.name)[first.name]
+    second.exec(["systemctl", "start", "kube-apiserver"])
+    said = "\n".join(refused.failures)
+    assert f"{second.name} is not ready" in said, refused.comments
+    assert "so nothing was touched. Waited 2 s (kubernetes_controller:rollout:turn:neighbours_timeout_s)." in said
+    assert cluster.processes()[key] == before[key]
+    cluster.wait_for("the neighbour", lambda: cluster.get(second, "/readyz") == (200, "ok"))
+
+    holder = "/kubernetes_controller/turn-holder"
+    etcdctl(second, "put", holder, "nobody")
+    adopted = cluster.apply(sls=api, target=first.name)[first.name]
+    assert adopted.ok, adopted.failures
+    assert adopted.changes["kube-apiserver runs as declared"]["process"] == "restart (adopted)"
+    assert etcdctl(second, "get", "--print-value-only", holder) == f"{first.name} for kube-apiserver"
+    assert cluster.get(first, "/readyz") == (200, "ok")
+
+    cluster.pillar(None)
+    back = cluster.apply(sls=api, target=first.name)[first.name]
+    assert back.ok, back.failures
+    assert cluster.processes()[key][0] == before[key][0]
+    first.exec(["rm", "-r", home])

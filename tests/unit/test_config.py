@@ -325,7 +325,8 @@ def test_a_managed_ca_keeps_its_place_on_the_master_whatever_it_is_called_on_min
     cluster = resolve({"pki": {"files": {"kubernetes-ca.crt": "ca.pem"}}}, node=None)
     (row,) = [row for row in cluster["pki"]["deliveries"] if (row["minion"], row["name"]) == ("controller-1", "ca.pem")]
     assert row["sources"] == ["/srv/kubernetes_controller/pki/authorities/kubernetes-ca.crt"]
-    assert cluster["admin"]["authority"] == row["sources"][0]
+    (own,) = [row for row in cluster["pki"]["deliveries"] if row["minion"] is None]
+    assert (own["sources"], cluster["admin"]["authority"]) == (row["sources"], own["target"])
 
 
 def test_encryption_keys_are_made_once_each_and_delivered(resolve):

@@ -153,12 +153,12 @@ def leftovers(node):
 # -- the minion --------------------------------------------------------------------------------------------------------
 
 
-def killed_at(name):
-    """The minion is killed at a moment; what it left serves, and the same run again brings it to its end."""
+def killed_at(name, sls="kubernetes_controller"):
+    """The minion is killed at a moment of an SLS; what it left serves, and a whole run brings it to its end."""
 
     def run(world):
         moment(world, "die", name)
-        world.lab.salt("--async", world.node.name, "state.apply", "kubernetes_controller")
+        world.lab.salt("--async", world.node.name, "state.apply", sls)
         reached(world)
         minions_answer(world, [world.node])
         all_serve(world)

@@ -267,8 +267,10 @@ DEADLY_IN_CI = ("take_up", "k8s_scene.apiserver")
 def death(name):
     """The row of a minion that is killed at a moment."""
     pillar, changed = DEADLY.get(name, (GOOD_FLAG, SCHEDULER))
+    # In a whole run the node's rehearsal comes first; what is applied alone is rehearsed by itself.
+    sls = "kubernetes_controller.scheduler" if name == "rehearse" else "kubernetes_controller"
     return Fault(
-        f"minion killed at {name}", (7,), "the next run", (), pillar, deaths.hooked, deaths.killed_at(name),
+        f"minion killed at {name}", (7,), "the next run", (), pillar, deaths.hooked, deaths.killed_at(name, sls),
         serves="new", changed=changed, outage=True, ci=name in DEADLY_IN_CI,
     )  # fmt: skip
 

@@ -1,0 +1,221 @@
+"""CAs and the service-account key are exchanged while clients of the former and of the new one are served."""
+
+import json
+import threading
+import time
+
+import pytest
+import yaml
+from cryptography import x509
+
+ROTATE_CA = ["state.orchestrate", "kubernetes_controller.orchestrate.rotate_ca"]
+ROTATE_SERVICE_ACCOUNT = ["state.orchestrate", "kubernetes_controller.orchestrate.rotate_service_account"]
+PKI = ["state.orchestrate", "kubernetes_controller.orchestrate.pki"]
+TOP = "/srv/kubernetes_controller/pki"
+BOTH = {"authority": ["kubernetes", "service-account"]}
+UNIT = "rotation"
+
+
+def asked(**pillar):
+    return f"pillar={json.dumps(pillar)}"
+
+
+class Client:
+    """Somebody who has credentials of one moment and never gets others: a kubeconfig, and a service account's token."""
+
+    def __init__(self, cluster, directory):
+        self.cluster, self.kubeconfig, self.authority = cluster, directory / "kubeconfig", directory / "ca.crt"
+        directory.mkdir()
+        top = cluster.lab.master.root / TOP.lstrip("/")
+        self.kubeconfig.write_bytes((cluster.lab.master.root / "root/.kube/config").read_bytes())
+        self.authority.write_bytes((top / "authorities/kubernetes-ca.crt").read_bytes())
+        self.kubeconfig.chmod(0o600)
+        self.token = cluster.kubectl("create", "token", "default", "--duration=1h").stdout.strip()
+
+    def by_certificate(self, node):
+        return self._asks(node, "--kubeconfig", str(self.kubeconfig))
+
+    def by_token(self, node):
+        # An empty kubeconfig, so that nothing but the token counts.
+        return self._asks(node, "--kubeconfig=/dev/null", f"--certificate-authority={self.authority}", f"--token={self.token}")
+
+    def _asks(self, node, *who):
+        """Return "" when the node's API server answers, and else what is wrong."""
+        server = f"--server=https://{node.address}:6443"
+        done = self.cluster.kubectl(*who, server, "--request-timeout=5s", "get", "--raw", "/version", check=False)
+        return "" if done.returncode == 0 else done.stderr.strip() or "no reason"
+
+    def refused(self):
+        nodes = self.cluster.nodes
+        return [how(node) for node in nodes for how in (self.by_certificate, self.by_token) if how(node)]
+
+
+class Sampler:
+    """Asks as a client all the time, of one node after the other as long as none answers; remembers when none did."""
+
+    def __init__(self, client):
+        self.client, self.asked, self.failed, self.over = client, 0, [], threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.thread.join()
+
+    def _run(self):
+        while not self.over.wait(3):
+            for how in (self.client.by_certificate, self.client.by_token):
+                said = []
+                for node in self.client.cluster.nodes:
+                    said.append(how(node))
+                    if not said[-1]:
+                        break
+                self.asked += 1
+                self.failed += [said] if all(said) else []
+
+
+def stands(cluster):
+    """Return where rotations stand, in the operator's words."""
+    said = cluster.lab.salt_run("--out=json", "salt.cmd", "k8s_rotation.status", TOP).stdout
+    return json.loads(said)
+
+
+def serves_everywhere(cluster):
+    status, table = cluster.health()
+    assert status == 0, table
+
+
+def secret_is_readable(cluster):
+    for node in cluster.nodes:
+        secret = cluster.kubectl("--server", f"https://{node.address}:6443", "get", "secret", "of-before", "-o", "json").stdout
+        assert json.loads(secret)["data"] == {"word": "c2VzYW1l"}
+
+
+def of_the_new_ca(cluster):
+    """Every leaf that a component runs with was signed by the CA that is in authorities/ now, and trusts no other."""
+    authority = cluster.lab.master.root / TOP.lstrip("/") / "authorities/kubernetes-ca.crt"
+    new = x509.load_pem_x509_certificate(authority.read_bytes())
+    for node in cluster.nodes:
+        for home, name in (("kubernetes", "tls.crt"), ("kubernetes", "kubelet-client.crt"), ("kube-scheduler", "tls.crt")):
+            chain = x509.load_pem_x509_certificates((node.root / f"var/lib/{home}/live/{name}").read_bytes())
+            assert len(chain) == 1, (node.name, name)
+            chain[0].verify_directly_issued_by(new)
+        assert (node.root / "var/lib/kubernetes/live/ca.crt").read_text().strip() == authority.read_text().strip()
+
+
+def kill_in_the_middle(cluster, *words):
+    """Start a rotation, and kill it while the first node is at work on the step ``sign``."""
+    live = cluster.nodes[0].root / cluster.homes["kube-scheduler"].lstrip("/") / "live"
+    mark = cluster.lab.master.root / TOP.lstrip("/") / "authorities/kubernetes-ca.rotation"
+    run = ["systemd-run", "--quiet", "--collect", f"--unit={UNIT}", "salt-run", *words]
+    cluster.lab.master.exec(run)
+    cluster.wait_for("the step sign", lambda: mark.exists() and yaml.safe_load(mark.read_text())["step"] == "sign", 400)
+    before = live.readlink()
+    cluster.wait_for("the first node", lambda: live.readlink() != before, 240)
+    cluster.lab.master.exec(["systemctl", "kill", "--signal=KILL", UNIT])
+    cluster.wait_for("the end of what still runs", lambda: not any(cluster.salt("saltutil.is_running", "state.*").values()), 240)
+
+
+@pytest.fixture
+def of_before(cluster):
+    cluster.kubectl("create", "secret", "generic", "of-before", "--from-literal=word=sesame")
+    yield
+    cluster.kubectl("delete", "secret", "of-before")
+
+
+def test_a_rotation_that_is_killed_goes_on_and_clients_of_both_are_served(cluster, of_before, tmp_path):
+    old = Client(cluster, tmp_path / "old")
+    with Sampler(old) as sampler:
+        kill_in_the_middle(cluster, *ROTATE_CA, asked(**BOTH))
+        said = stands(cluster)
+        assert said["kubernetes"].startswith("kubernetes CA: step 2 of 3, sign: ")
+        assert said["service-account"].startswith("service-account key: step 2 of 3, sign: ")
+        assert old.refused() == []
+
+        done = cluster.orchestrate(asked(**BOTH, until="sign"), sls=ROTATE_CA)
+        assert done.returncode == 0, done.stdout[-4000:]
+        new = Client(cluster, tmp_path / "new")
+        assert new.kubeconfig.read_text() != old.kubeconfig.read_text()
+        assert new.authority.read_text() != old.authority.read_text()
+        assert old.refused() == new.refused() == []
+        secret_is_readable(cluster)
+    assert sampler.asked > 20
+    assert sampler.failed == []
+
+    done = cluster.orchestrate(asked(**BOTH), sls=ROTATE_CA)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "kubernetes CA: rotated. service-account key: rotated." in done.stdout
+    assert len(old.refused()) == 2 * len(cluster.nodes)
+    assert new.refused() == []
+    for node in cluster.nodes:  # not by the name of the server alone: it knows the former CA's clients no more
+        headers = ["-H", f"Authorization: Bearer {old.token}"]
+        assert cluster.get(node, "/version", *headers)[0] == 401
+    of_the_new_ca(cluster)
+    secret_is_readable(cluster)
+    serves_everywhere(cluster)
+    assert stands(cluster) == {}
+    kept = {path.name for path in (cluster.lab.master.root / TOP.lstrip("/") / "kept").glob("*/[as]*/*")}
+    assert kept >= {"kubernetes-ca.key", "kubernetes-ca.crt", "service-account.key", "service-account.pub"}
+    quiet = cluster.steps()
+    assert quiet.ok, quiet.failures
+
+
+def test_what_cannot_be_rotated_is_said_and_nothing_is_touched(cluster):
+    before = cluster.processes()
+    for words, says in (
+        ([], 'Say which CA to rotate: pillar=\'{"authority": "kubernetes"}\'. It can be kubernetes, signer, etcd, front-proxy'),
+        ([asked(authority="kubernets")], "There is no CA 'kubernets' to rotate."),
+    ):
+        refused = cluster.steps(*words, sls=ROTATE_CA)
+        assert refused.failures[0].startswith(says), refused.failures
+    for sls, words, what in (
+        (ROTATE_CA, [asked(authority="all")], "front-proxy CA: step 3 of 3, drop: "),
+        (ROTATE_SERVICE_ACCOUNT, [], "service-account key: step 2 of 3, sign: "),
+    ):
+        told = cluster.steps(*words, "test=True", sls=sls)
+        assert told.ok and told.pending
+        assert what in told.comments
+    assert cluster.processes() == before
+    assert stands(cluster) == {}
+
+
+def test_a_rotation_does_not_begin_while_a_controller_does_not_serve(cluster):
+    node = cluster.nodes[-1]
+    node.exec(["systemctl", "stop", "kube-scheduler"])
+    try:
+        refused = cluster.steps(sls=ROTATE_SERVICE_ACCOUNT)
+    finally:
+        node.exec(["systemctl", "start", "kube-scheduler"])
+        deadline = time.monotonic() + 60
+        while cluster.health()[0]:
+            assert time.monotonic() < deadline
+    assert not refused.ok
+    assert node.name in refused.failures[0]
+    assert stands(cluster) == {}
+
+
+def test_a_lost_ca_key_is_named_and_restored(cluster):
+    top = cluster.lab.master.root / TOP.lstrip("/")
+    lost, backup = top / "authorities/kubernetes-ca.key", cluster.lab.master.root / "root/backup.key"
+    backup.write_bytes(lost.read_bytes())
+    backup.chmod(0o600)
+    lost.unlink()
+    try:
+        refused = cluster.steps(sls=PKI)
+        command = f"k8s_kept.restore {TOP} authorities/kubernetes-ca.key"
+        assert f"{TOP}/authorities/kubernetes-ca.key is lost" in refused.failures[0]
+        assert f"`salt-run salt.cmd {command} FILE`" in refused.failures[0]
+        wrong = cluster.lab.salt_run("salt.cmd", *command.split(), f"{TOP}/authorities/etcd-ca.key", check=False)
+        assert "does not belong to" in wrong.stdout + wrong.stderr
+        assert not lost.exists()
+        said = cluster.lab.salt_run("salt.cmd", *command.split(), "/root/backup.key").stdout
+        assert f"{TOP}/authorities/kubernetes-ca.key was restored from /root/backup.key." in said
+    finally:
+        lost.write_bytes(backup.read_bytes())
+        backup.unlink()
+    quiet = cluster.steps(sls=PKI)
+    assert (quiet.ok, quiet.changes) == (True, {})
+    serves_everywhere(cluster)

@@ -1,0 +1,404 @@
+"""The rotation of a CA and of the service-account key on the master: cut off anywhere it goes on, and nothing is lost."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from salt.exceptions import CommandExecutionError
+
+STEPS = ("trust", "sign", "drop", "end")
+PKI = "kubernetes_controller_pki"
+ONE = {"controllers": {"controller-2": None, "controller-3": None}}
+SIGNS = {"kubernetes": "apiserver.crt", "front-proxy": "front-proxy-client.crt", "etcd": "etcd-server.crt"}
+CAS = ["kubernetes", "signer", "etcd", "front-proxy"]
+
+
+class Killed(BaseException):
+    """What a SIGKILL is to a test: nothing of the code catches it."""
+
+
+class Master:
+    """The directory of certificates of a cluster of one, as it was after its first rollout."""
+
+    def __init__(self, modules, pki, root):
+        self.modules, self.pki, self.root = modules, pki, root
+
+    def __getattr__(self, name):
+        module = "k8s_pki" if name in ("make",) else "k8s_rotation"
+        return lambda *args, **kw: self.modules[f"{module}.{name}"](self.pki, *args, **kw)
+
+    def text(self, name):
+        return (self.root / name).read_text()
+
+    def share(self, name):
+        return self.text(f"hosts/controller-1/{PKI}/{name}")
+
+    def run(self, names, until=None):
+        """Do what the orchestration does to the master's files, and tell of each step when it is done."""
+        for step in self.plan(names, until=until)["steps"]:
+            self.advance(names, step)
+            self.make()
+            yield step
+
+
+@pytest.fixture(scope="module")
+def _made(modules, resolve, tmp_path_factory):
+    root = tmp_path_factory.mktemp("master") / "pki"
+    pki = resolve(ONE, {"pki": {"directory": str(root)}}, node=None)["pki"]
+    modules["k8s_pki.make"](pki)
+    shutil.copytree(root, root.with_name("fresh"))
+    return Master(modules, pki, root)
+
+
+def fresh(master):
+    shutil.rmtree(master.root)
+    shutil.copytree(master.root.with_name("fresh"), master.root)
+
+
+@pytest.fixture
+def master(_made):
+    fresh(_made)
+    return _made
+
+
+@pytest.fixture
+def kill(monkeypatch):
+    """A function: the n-th change of a name in a directory does not happen any more, and neither does what follows it."""
+    real = {name: getattr(os, name) for name in ("replace", "unlink")}
+
+    def armed(at):
+        left = [at]
+
+        def counted(function):
+            def call(*args, **kw):
+                left[0] -= 1
+                if left[0] == 0:
+                    raise Killed
+                return function(*args, **kw)
+
+            return call
+
+        for name, function in real.items():
+            monkeypatch.setattr(os, name, counted(function))
+
+    yield armed
+    monkeypatch.undo()
+
+
+def certificates(text):
+    return x509.load_pem_x509_certificates(text.encode())
+
+
+def public(pem):
+    form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    if "PRIVATE" in pem:
+        return serialization.load_pem_private_key(pem.encode(), None).public_key().public_bytes(*form)
+    if "CERTIFICATE" in pem:
+        return certificates(pem)[0].public_key().public_bytes(*form)
+    return serialization.load_pem_public_key(pem.encode()).public_bytes(*form)
+
+
+def is_signed(leaf, bundle):
+    def by(one):
+        try:
+            certificates(leaf)[0].verify_directly_issued_by(one)
+        except Exception:
+            return False
+        return True
+
+    return any(map(by, certificates(bundle)))
+
+
+def kept(master, name):
+    return [Path(path).read_text() for path in master.modules["k8s_kept.listed"](str(master.root), name)]
+
+
+def half(name):
+    return ("shared/service-account", "pub") if name == "service-account" else (f"authorities/{name}-ca", "crt")
+
+
+def assert_right(master, name, before):
+    """What a rollout at this moment would hand out is right: the present pair is one, all that signs is trusted."""
+    base, kind = half(name)
+    assert public(master.text(f"{base}.key")) == public(master.text(f"{base}.{kind}"))
+    bundle = master.share(f"{base.rpartition('/')[2]}.{kind}")
+    assert master.text(f"{base}.{kind}") in bundle
+    stands = master.modules["k8s_rotation.status"](str(master.root)).get(name, "")
+    if "trust:" in stands or "sign:" in stands:
+        assert before in bundle
+        assert len(bundle) > len(before)
+    if name in SIGNS:
+        assert is_signed(master.share(SIGNS[name]), bundle)
+
+
+def assert_rotated(master, name, key, half_before):
+    base, kind = half(name)
+    assert_right(master, name, half_before)
+    assert master.text(f"{base}.key") != key
+    assert key in kept(master, f"{base}.key")
+    assert half_before in kept(master, f"{base}.{kind}")
+    share = f"{base.rpartition('/')[2]}.{kind}"
+    assert master.share(share) == master.text(f"{base}.{kind}")
+    left = {path.name for path in (master.root / base).parent.iterdir() if name in path.name}
+    assert left == {f"{os.path.basename(base)}.{end}" for end in ("key", kind)}
+    if name in SIGNS:
+        assert is_signed(master.share(SIGNS[name]), master.text(f"{base}.{kind}"))
+    assert not list(master.root.rglob(".new-*"))
+    open_to_others = [path for path in master.root.rglob("*") if path.stat().st_mode & 0o077]
+    assert [path for path in open_to_others if "hosts" not in path.parts] == []
+
+
+@pytest.mark.parametrize("name", ["kubernetes", "front-proxy", "service-account"])
+def test_a_rotation_that_is_killed_between_any_two_changes_goes_on_to_its_end(master, kill, monkeypatch, name):
+    base, kind = half(name)
+    before = {end: master.text(f"{base}.{end}") for end in ("key", kind)}
+    for at in range(1, 500):
+        fresh(master)
+        kill(at)
+        try:
+            done = list(master.run([name]))
+        except Killed:
+            done = None
+        monkeypatch.undo()
+        if done:
+            break
+        master.make()  # any rollout in between
+        assert_right(master, name, before[kind])
+        list(master.run([name]))
+        assert_rotated(master, name, before["key"], before[kind])
+    assert at > (30 if name == "kubernetes" else 12)
+
+
+def test_each_step_hands_out_and_signs_what_it_says(master):
+    old = master.text("authorities/kubernetes-ca.crt")
+    seen = {}
+    for step in master.run(["kubernetes"]):
+        seen[step] = (certificates(master.share("kubernetes-ca.crt")), master.share("apiserver.crt"))
+        assert master.share("kubernetes-ca.crt") == master.text("admin/kubernetes-ca.crt")
+        assert master.make() == {}
+    new = master.text("authorities/kubernetes-ca.crt")
+    assert list(seen) == list(STEPS)
+    assert seen["trust"][0] == certificates(old) + certificates(new)
+    assert seen["sign"][0] == certificates(new) + certificates(old)
+    assert seen["drop"][0] == seen["end"][0] == certificates(new)
+    assert is_signed(seen["trust"][1], old)
+    assert is_signed(seen["sign"][1], new)
+    assert seen["end"][1] == seen["drop"][1] == seen["sign"][1][: len(seen["end"][1])]
+
+
+def test_who_trusts_the_former_one_only_believes_servers_until_it_is_dropped(master, modules):
+    old = master.text("authorities/kubernetes-ca.crt")
+    for step in master.run(["kubernetes"]):
+        for name, usage in (("apiserver", "serverAuth"), ("scheduler", "clientAuth")):
+            leaf, key = master.share(f"{name}.crt"), master.share(f"{name}.key")
+            for trusted in (old, master.share("kubernetes-ca.crt")):
+                faults = modules["k8s_certificate.problems"](leaf, key=key, authority=trusted, usage=usage)
+                strange = trusted == old and (step in ("drop", "end") or (step == "sign" and name == "scheduler"))
+                assert bool(faults) == strange, (step, name, faults)
+            assert len(certificates(leaf)) == (2 if (step, name) == ("sign", "apiserver") else 1)
+
+
+def test_openssl_finds_its_way_from_the_former_one_to_a_servers_certificate(master, tmp_path):
+    (tmp_path / "old").write_text(master.text("authorities/kubernetes-ca.crt"))
+    list(master.run(["kubernetes"], until="sign"))
+    leaf = str(master.root / f"hosts/controller-1/{PKI}/apiserver.crt")
+    verify = ["openssl", "verify", "-purpose", "sslserver", "-CAfile", str(tmp_path / "old")]
+    assert subprocess.run([*verify, "-untrusted", leaf, leaf], capture_output=True, check=False).returncode == 0
+    assert subprocess.run([*verify, leaf], capture_output=True, check=False).returncode != 0
+
+
+def test_the_private_half_of_what_is_next_stays_on_the_master(master):
+    list(master.run([*CAS, "service-account"], until="trust"))
+    private = {master.text(f"{half(name)[0]}.next.key") for name in [*CAS, "service-account"]}
+    shared = {path.read_text() for path in (master.root / "hosts").rglob("*") if path.is_file()}
+    assert not private & shared
+
+
+def test_several_go_together_and_the_one_that_is_ahead_waits(master):
+    list(master.run(["signer"], until="sign"))
+    assert master.plan(["signer", "etcd"])["steps"] == list(STEPS)
+    assert master.advance(["signer", "etcd"], "trust") == {"etcd": {"old": None, "new": "trust"}}
+    list(master.run(["signer", "etcd"]))
+    assert master.modules["k8s_rotation.status"](str(master.root)) == {}
+
+
+@pytest.mark.parametrize(
+    ("authority", "until", "expected"),
+    [
+        ("kubernetes", None, (["kubernetes"], list(STEPS))),
+        ("kubernetes", "trust", (["kubernetes"], ["trust"])),
+        (["etcd", "signer", "etcd"], "sign", (["etcd", "signer"], ["trust", "sign"])),
+        ("all", None, (CAS, list(STEPS))),
+        ("service-account", None, (["service-account"], list(STEPS))),
+    ],
+)
+def test_a_plan_has_the_steps_that_are_left(master, authority, until, expected):
+    plan = master.plan(authority, until=until)
+    assert (plan["names"], plan["steps"], plan["fault"], plan["begins"]) == (*expected, "", True)
+
+
+@pytest.mark.parametrize(
+    ("stands", "until", "steps"),
+    [
+        ("trust", None, ["trust", "sign", "drop", "end"]),
+        ("sign", None, ["sign", "drop", "end"]),
+        ("sign", "trust", []),
+        ("drop", None, ["drop", "end"]),
+    ],
+)
+def test_a_plan_goes_on_with_the_rollout_of_the_step_at_which_it_stands(master, stands, until, steps):
+    for step in STEPS[: STEPS.index(stands) + 1]:
+        master.advance(["kubernetes"], step)
+    plan = master.plan("kubernetes", until=until)
+    assert (plan["steps"], plan["begins"]) == (steps, False)
+
+
+@pytest.mark.parametrize(
+    ("layer", "authority", "until", "says"),
+    [
+        ({}, None, None, 'Say which CA to rotate: pillar=\'{"authority": "kubernetes"}\'. It can be kubernetes, signer, etcd,'),
+        ({}, {"a": 1}, None, "Say which CA to rotate"),
+        ({}, "kubernets", None, "There is no CA 'kubernets' to rotate. It can be kubernetes, signer, etcd, front-proxy"),
+        ({"authorities": {"etcd": {"managed": False}}}, "etcd", None, "etcd is not made by this master but brought"),
+        ({"authorities": {"signer": {"enabled": False}}}, "signer", None, "The signer CA is switched off"),
+        ({"service_account": {"managed": False}}, "service-account", None, "service-account is not made by this master"),
+        ({}, "kubernetes", "drop", "until is 'drop', expected trust or sign"),
+    ],
+)
+def test_what_cannot_be_rotated_is_one_sentence(modules, resolve, tmp_path, layer, authority, until, says):
+    pki = resolve({"pki": {"directory": str(tmp_path), **layer}}, node=None)["pki"]
+    plan = modules["k8s_rotation.plan"](pki, authority, until=until)
+    assert plan["fault"].startswith(says), plan["fault"]
+    assert (plan["names"], plan["steps"]) == ([], [])
+
+
+def test_a_step_that_is_left_out_is_refused_and_nothing_changes(master, helpers):
+    before = helpers.tree(master.root)
+    for step in ("sign", "drop"):
+        with pytest.raises(CommandExecutionError, match=f"kubernetes: {step} does not follow no rotation"):
+            master.advance(["kubernetes"], step)
+    after = helpers.tree(master.root)
+    after.pop(str(master.root / ".lock"))
+    before.pop(str(master.root / ".lock"), None)
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("step", "lost", "says"),
+    [
+        ("trust", "kubernetes-ca.next.key", "kubernetes-ca.next.key is lost, while a rotation needs it"),
+        ("sign", "kubernetes-ca.former.crt", "kubernetes-ca.former.crt is lost, while a rotation needs it"),
+        ("sign", "kubernetes-ca.key", "kubernetes-ca.key is lost"),
+    ],
+)
+def test_what_is_lost_in_the_middle_is_an_error(master, step, lost, says):
+    list(master.run(["kubernetes"], until=step))
+    (master.root / "authorities" / lost).unlink()
+    with pytest.raises(CommandExecutionError, match=says):
+        master.make()
+    assert not (master.root / "authorities" / lost).exists()
+
+
+def test_a_next_pair_that_is_lost_before_it_signs_is_made_once_more(master):
+    list(master.run(["kubernetes"], until="trust"))
+    for kind in ("key", "crt"):
+        (master.root / f"authorities/kubernetes-ca.next.{kind}").unlink()
+    made = master.make()
+    assert {os.path.basename(path) for path in made} >= {
+        "kubernetes-ca.next.key",
+        "kubernetes-ca.next.crt",
+        "kubernetes-ca.cross.crt",
+    }
+    list(master.run(["kubernetes"], until="sign"))
+    leaf = master.share("apiserver.crt")
+    assert public(leaf.partition("-----END CERTIFICATE-----\n")[2]) == public(master.text("authorities/kubernetes-ca.crt"))
+
+
+def test_before_the_first_rollout_there_is_nothing_to_rotate(modules, resolve, tmp_path):
+    pki = resolve({"pki": {"directory": str(tmp_path / "none")}}, node=None)["pki"]
+    with pytest.raises(CommandExecutionError, match="there is nothing to rotate"):
+        modules["k8s_rotation.advance"](pki, ["kubernetes"], "trust")
+
+
+# -- what is kept, and put back ---------------------------------------------------------------------------------------
+
+
+def test_a_renewed_leaf_is_kept_once(master):
+    name = f"hosts/controller-1/{PKI}/scheduler.crt"
+    old = master.text(name)
+    master.make(force=True)
+    assert kept(master, name) == [old]
+    master.make()
+    assert kept(master, name) == [old]
+
+
+def test_what_was_brought_and_is_exchanged_is_kept_from_the_share(modules, resolve, tmp_path, authorities):
+    layer = {"pki": {"directory": str(tmp_path / "pki"), "authorities": {"front-proxy": {"managed": False}}}}
+    pki = resolve(ONE, layer, node=None)["pki"]
+    brought = tmp_path / "pki/brought"
+    brought.mkdir(parents=True)
+    for name in ("front-proxy-ca.crt", "front-proxy-client.crt", "front-proxy-client.key"):
+        (brought / name).write_text(f"the first {name}")
+    modules["k8s_pki.make"](pki)
+    (brought / "front-proxy-ca.crt").write_text("another")
+    modules["k8s_pki.make"](pki)
+    (path,) = modules["k8s_kept.listed"](str(tmp_path / "pki"))
+    assert path.endswith(f"hosts/controller-1/{PKI}/front-proxy-ca.crt")
+    assert Path(path).read_text() == "the first front-proxy-ca.crt"
+
+
+@pytest.mark.parametrize("name", ["authorities/kubernetes-ca.key", "shared/service-account.key", "shared/encryption-key1"])
+def test_a_lost_key_is_restored_from_a_backup_that_fits(master, tmp_path, name):
+    backup = tmp_path / "backup"
+    shutil.copy(master.root / name, backup)
+    (master.root / name).unlink()
+    with pytest.raises(CommandExecutionError, match=f"{name} is lost .* k8s_kept.restore {master.root} {name}"):
+        master.make()
+    (tmp_path / "wrong").write_text(master.text("authorities/etcd-ca.key"))
+    restore = master.modules["k8s_kept.restore"]
+    with pytest.raises(CommandExecutionError, match="not an encryption key|does not belong to"):
+        restore(str(master.root), name, str(tmp_path / "wrong"))
+    assert not (master.root / name).exists()
+    assert restore(str(master.root), name, str(backup)) == f"{master.root}/{name} was restored from {backup}."
+    assert master.make() == {}
+    assert (master.root / name).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("name", ["signer-ca.key", "service-account.key", "encryption-key1"])
+def test_what_a_minion_has_a_share_of_is_restored_without_a_backup(master, name):
+    place = next(path for path in master.root.glob(f"*/{name}"))
+    text = place.read_text()
+    place.unlink()
+    with pytest.raises(CommandExecutionError, match=f"` from {master.root}/hosts/controller-1/{PKI}/{name}"):
+        master.make()
+    master.modules["k8s_kept.restore"](str(master.root), str(place.relative_to(master.root)))
+    assert place.read_text() == text
+    assert master.make() == {}
+
+
+def test_without_anything_that_fits_restore_says_so(master):
+    (master.root / "authorities/kubernetes-ca.key").unlink()
+    with pytest.raises(CommandExecutionError, match="nothing on this master is known to fit it"):
+        master.modules["k8s_kept.restore"](str(master.root), "authorities/kubernetes-ca.key")
+
+
+def test_a_pair_that_was_mixed_up_is_restored_from_what_is_kept(master):
+    list(master.run(["kubernetes"]))
+    old = kept(master, "authorities/kubernetes-ca.crt")[0]
+    new = master.text("authorities/kubernetes-ca.key")
+    (master.root / "authorities/kubernetes-ca.crt").write_text(old)  # by a careless hand
+    with pytest.raises(CommandExecutionError, match="kubernetes-ca.key is not the key of .* from .*/kept/"):
+        master.make()
+    master.modules["k8s_kept.restore"](str(master.root), "authorities/kubernetes-ca.key")
+    assert new in kept(master, "authorities/kubernetes-ca.key")
+    assert_right(master, "signer", master.text("authorities/signer-ca.crt"))
+
+
+@pytest.mark.parametrize("name", ["hosts/controller-1/x", "../x", "authorities/../../x", "authorities/"])
+def test_only_what_cannot_be_made_again_is_restored(master, name):
+    with pytest.raises(Exception, match="expected authorities/NAME or shared/NAME"):
+        master.modules["k8s_kept.restore"](str(master.root), name, "/etc/hostname")

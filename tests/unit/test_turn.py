@@ -1,0 +1,118 @@
+"""The turn: whom it asks before something that serves is interrupted, against real TLS servers on the loopback."""
+
+import http.server
+import ssl
+import threading
+import time
+
+import pytest
+from salt.exceptions import CommandExecutionError
+
+A, S = "kube-apiserver", "kube-scheduler"
+
+
+@pytest.fixture
+def server(tmp_path, authorities):
+    """Return a function that starts an HTTPS server on the loopback; it answers ``status``, without a client ``nobody``."""
+    servers = []
+
+    def start(status=200, nobody=None, required=False, authority="kubernetes"):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                known = self.connection.getpeercert()
+                self.send_response(status if known or nobody is None else nobody)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *args):
+                pass
+
+        pair = authorities[authority].issue("server", ["serverAuth"], ["127.0.0.1"])
+        pem, trusted = tmp_path / "server.pem", tmp_path / "trusted.crt"
+        pem.write_text(pair.crt + pair.key)
+        trusted.write_text(authorities[authority].crt)
+        one = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(trusted))
+        context.load_cert_chain(pem)
+        context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
+        one.socket = context.wrap_socket(one.socket, server_side=True)
+        threading.Thread(target=one.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        servers.append(one)
+        return one.server_port
+
+    yield start
+    for one in servers:
+        one.shutdown()
+        one.server_close()
+
+
+@pytest.fixture
+def prepared(node, rows):
+    """Return a function: a row with its only neighbour on the loopback, and its prepared generation; nothing is live."""
+
+    def made(name, port, *layers, key="port", section=None):
+        section = section or {A: "apiserver", "etcd": "etcd", S: "scheduler"}[name]
+        row = rows({section: {key: port}}, *layers)[name]
+        row |= {"address": "127.0.0.1", "neighbours": {"controller-2": "127.0.0.1"}}
+        return row, f"{row['home']}/generations/{node.modules['k8s_generation.prepare'](row)}"
+
+    return made
+
+
+def test_neighbours_are_waited_for_as_long_as_the_pillar_says(node, prepared, server):
+    row, _ = prepared(A, server(status=500), {"rollout": {"turn": {"neighbours_timeout_s": 0.5}}})
+    node.modules["k8s_generation.promote"](row["home"], node.modules["k8s_generation.prepare"](row))
+    began = time.monotonic()
+    with pytest.raises(CommandExecutionError) as raised:
+        node.modules["k8s_turn.neighbours_ready"](row)
+    assert 0.5 < time.monotonic() - began < 5
+    assert str(raised.value).startswith(
+        "controller-2 is not ready (/readyz said 500): one more would be missing, so nothing was touched. Waited 0.5 s "
+        "(kubernetes_controller:rollout:turn:neighbours_timeout_s). To go on all the same, once: "
+    )
+
+
+# -- what is adopted --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answers", "serves"),
+    [
+        ({}, True),
+        ({"status": 403}, True),  # it does not answer nobody
+        ({"status": 500}, False),
+        ({"required": True}, True),  # it answers only whom it knows
+        (None, False),
+    ],
+)
+def test_what_is_to_be_adopted_serves_when_it_answers_anything_but_its_own_error(node, prepared, server, answers, serves):
+    row, staged = prepared(A, 1 if answers is None else server(**answers))
+    assert node.modules["k8s_health.foreign_serves"](row, staged) is serves
+
+
+@pytest.mark.parametrize(("status", "serves"), [(200, True), (503, False)])
+def test_an_etcd_to_be_adopted_is_asked_as_the_member_that_replaces_it(node, prepared, server, status, serves):
+    row, staged = prepared("etcd", server(status=status, required=True, authority="etcd"), key="client_port")
+    assert node.modules["k8s_health.foreign_serves"](row, staged) is serves
+
+
+@pytest.mark.parametrize("component", [A, S])
+def test_neighbours_that_answer_no_strangers_are_asked_as_the_api_server_where_something_is_adopted(
+    node, prepared, server, component
+):
+    port = server(nobody=401)
+    api, staged = prepared(A, port)
+    if component == S:
+        node.modules["k8s_generation.promote"](api["home"], node.modules["k8s_generation.prepare"](api))
+        row, staged = prepared(S, port, section="apiserver")
+    else:
+        row = api
+    assert node.modules["k8s_turn.refusals"](row, staged) == []
+
+
+def test_the_turn_is_asked_for_with_the_identity_that_is_only_prepared(node, prepared):
+    row, staged = prepared(A, 6443)
+    environment = node.modules["k8s_etcdctl.environment"](row, staged)
+    assert environment["ETCDCTL_CERT"] == f"{staged}/etcd-client.crt"
+    with pytest.raises(CommandExecutionError, match="no generation of kube-apiserver with access to etcd is live here"):
+        node.modules["k8s_etcdctl.environment"](prepared(S, 10259)[0], staged)
