@@ -93,6 +93,7 @@ class Watch:
 
     def __init__(self):
         self.texts, self.arguments, self.ended = [], set(), threading.Event()
+        self.known = {}  # keys that were in use then, and may have been replaced since
 
     def said(self, done):
         """Take the output of a finished process (or a text) to what is searched; returns ``done``."""
@@ -115,6 +116,7 @@ class Watch:
 def watched(cluster):
     """Record the events of the master's bus and the arguments of all processes while the block runs."""
     master, watch = cluster.lab.master, Watch()
+    watch.known = needles(cluster)
     master.exec(["systemctl", "stop", UNIT], check=False)
     master.write(RECORD, "", 0o600)
     unit = ["systemd-run", "--quiet", "--collect", f"--unit={UNIT}", "-p", f"StandardOutput=append:{RECORD}"]
@@ -129,6 +131,7 @@ def watched(cluster):
         watch.ended.set()
         thread.join()
         master.exec(["systemctl", "stop", UNIT], check=False)
+        watch.known |= needles(cluster)
 
 
 # -- looking -----------------------------------------------------------------------------------------------------------
@@ -167,6 +170,12 @@ def _open(root, path):
     return bool(path.stat().st_mode & 0o004) and all(step.stat().st_mode & 0o001 for step in way)
 
 
+def _belongs(name, node):
+    """Tell whether a controller may hold a key of the master's, a former one, too: its own, and what all of them share."""
+    present = re.sub(r"^kept/[^/]+/", "", name)
+    return present.startswith((f"hosts/{node.name}/", "shared/")) or re.fullmatch(r"authorities/signer-ca(\.\w+)*\.key", present)
+
+
 def _faults(node, root, path, looked_for):
     """Tell what is wrong about a file that has something secret; nothing, where it belongs there and nobody else reads it."""
     inside, names = str(path.relative_to(root)), given_away(looked_for, path.read_bytes())
@@ -176,9 +185,9 @@ def _faults(node, root, path, looked_for):
     if not HOMES[kind].match(inside) or any("/" not in name for name in names):
         return [f"{node.name}: /{inside} has {', '.join(names)}"]
     if kind == "controller":
-        mine = f"hosts/{node.name}/"
-        strange = [f"{sorted(names)[0]}" for part, names in looked_for.items() if part.encode() in path.read_bytes()
-                   and not any(name.startswith(mine) for name in names)]  # fmt: skip
+        held = path.read_bytes()
+        strange = [sorted(names)[0] for part, names in looked_for.items() if part.encode() in held
+                   and not any(_belongs(name, node) for name in names)]  # fmt: skip
         if strange:
             return [f"{node.name}: /{inside} has what is not its own: {', '.join(sorted(set(strange)))}"]
     if _open(root, path) or (kind == "master" and path.stat().st_mode & 0o040 and not inside.startswith(PKI)):
@@ -188,7 +197,8 @@ def _faults(node, root, path, looked_for):
 
 def found(cluster, watch=None, secrets=None):
     """Return (what is given away where it must not be: list of str, number of files that were looked at)."""
-    looked_for, hits, number = needles(cluster, secrets), [], 0
+    watch = watch or Watch()
+    looked_for, hits, number = {**watch.known, **needles(cluster, secrets)}, [], 0
     assert len(looked_for) > 50
     with tempfile.NamedTemporaryFile("w") as patterns:
         patterns.write("".join(f"{part}\n" for part in looked_for))
@@ -199,7 +209,6 @@ def found(cluster, watch=None, secrets=None):
             hits += [fault for root, path in files for fault in _faults(node, root, path, looked_for)]
             names = given_away(looked_for, _journal(node, patterns.name))
             hits += [f"{node.name}: the journal has {', '.join(names)}"] * bool(names)
-    watch = watch or Watch()
     watch.look()
     for what, texts in (("the output", map(str.encode, watch.texts)), ("the arguments of a process", watch.arguments)):
         names = given_away(looked_for, b"\n".join(texts))

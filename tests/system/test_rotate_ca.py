@@ -4,6 +4,7 @@ import json
 import threading
 import time
 
+import leaks
 import pytest
 import yaml
 from cryptography import x509
@@ -145,8 +146,10 @@ def test_a_rotation_that_is_killed_goes_on_and_clients_of_both_are_served(cluste
     assert sampler.asked > 20
     assert sampler.failed == []
 
-    done = cluster.orchestrate(asked(**BOTH), sls=ROTATE_CA)
+    with leaks.watched(cluster) as watch:
+        done = watch.said(cluster.orchestrate(asked(**BOTH), sls=ROTATE_CA))
     assert done.returncode == 0, done.stdout[-4000:]
+    leaks.nowhere(cluster, watch, {"a token of before": old.token.rpartition(".")[2]})
     assert "kubernetes CA: rotated. service-account key: rotated." in done.stdout
     assert len(old.refused()) == 2 * len(cluster.nodes)
     assert new.refused() == []
