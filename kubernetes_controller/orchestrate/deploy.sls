@@ -5,11 +5,15 @@
 {{ unready }}
 {%- else %}
 {%- set nodes = cfg.controllers | list %}
+{#- Salt's own 5 s are too few for nodes that are busy. #}
+{%- set answer_s = 20 %}
 {#- What the operator says for one run has to reach the nodes; that he starts this is what rollout:mode manual waits for. -#}
 {%- set once = dict(kubernetes_controller=dict(rollout=dict(cfg.rollout, mode="automatic"))) %}
 {#- A function of Salt's own, so that nodes without the formula's modules answer too. -#}
-{%- set running = salt["saltutil.cmd"](nodes, "service.status", tgt_type="list", arg=["kube-apiserver"]) %}
-{%- set serving = running.values() | selectattr("ret", "sameas", true) | list %}
+{%- set running = salt["saltutil.cmd"](nodes, "service.status", tgt_type="list", arg=["kube-apiserver"], timeout=answer_s) %}
+{#- A node that does not answer may serve. #}
+{%- set idle = running.values() | selectattr("ret", "sameas", false) | list %}
+{%- set serving = idle | length < nodes | length %}
 {#- A test run cannot sync, and salt.state shows nothing of a minion that says so without changes. -#}
 {%- set unsynced = [] %}
 {%- if opts.test %}
@@ -28,6 +32,7 @@ Every controller has the {{ kind }} of the formula:
     - name: saltutil.sync_{{ kind }}
     - tgt: {{ nodes | json }}
     - tgt_type: list
+    - timeout: {{ answer_s }}
     - order: first
     - parallel: True
 {%- endfor %}

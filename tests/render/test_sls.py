@@ -15,6 +15,7 @@ SLS = {
 SLS = sorted(str(name).replace("/", ".").removesuffix(".init") for name in SLS)
 ORCHESTRATIONS = ("deploy", "pki", "renew", "rotate_ca", "rotate_encryption", "rotate_service_account")
 ORCHESTRATE = [f"kubernetes_controller.orchestrate.{name}" for name in ORCHESTRATIONS]
+NO_ANSWER = "Minion did not return. [No response]"
 LIVE = {"serves": True, "providers": {"secrets": [["secretbox", "the-former-key"], ["identity", ""]]}}
 RESERVED = {"include", "extend"}
 
@@ -39,7 +40,7 @@ def rendering(new_minion, _kept, declared, helpers):
     """Return a function: a minion (or the master) with this pillar, whose interface has its address."""
     used = []
 
-    def made(layer=None, name="controller-1", pillar=None, serving=(), stale=(), **kw):
+    def made(layer=None, name="controller-1", pillar=None, serving=(), stale=(), silent=(), **kw):
         key = (name, *sorted(kw.items()))
         if key not in _kept:
             _kept[key] = new_minion(name=name, **kw)
@@ -52,8 +53,8 @@ def rendering(new_minion, _kept, declared, helpers):
         facts = {"inet": [{"address": addresses.get(name, "10.9.9.9") or "10.9.9.9"}]}
         one.fake("network.interfaces", return_value={"lo": {"inet": [{"address": "127.0.0.1"}]}, "tap0": facts})
         told = {
-            "service.status": lambda node: node in serving,
-            "k8s_encryption.live": lambda node: LIVE if node in serving else "Minion did not return. [No response]",
+            "service.status": lambda node: NO_ANSWER if node in silent else node in serving,
+            "k8s_encryption.live": lambda node: LIVE if node in serving else NO_ANSWER,
             "k8s_config.load": lambda node: {"stale": True, "errors": []} if node in stale else {"release": "1.37.2"},
         }
         nodes = [node for node, address in addresses.items() if address]
@@ -150,6 +151,13 @@ def test_the_orchestration_renders_on_the_master(rendering, cluster, serving, te
     assert rolled == ([[node] for node in nodes_of(declared)] if serving else [])
     _, errors = one.low(ORCHESTRATE[0])
     assert errors == []
+
+
+def test_a_node_that_does_not_answer_may_serve(rendering):
+    for silent in ([], ["controller-2"], ["controller-1", "controller-2", "controller-3"]):
+        text, _ = rendering(master=True, silent=silent).render(ORCHESTRATE[0])
+        assert ("All controllers are set up at once" in text) is (not silent)
+        assert ("passed its rehearsal" in text) is bool(silent)
 
 
 @pytest.mark.parametrize("test", [False, True], ids=["real", "testmode"])
