@@ -26,6 +26,7 @@ ORCHESTRATION = "kubernetes_controller.orchestrate.deploy"
 PROGRESS = "kubernetes_controller/progress"
 MARK = "kubernetes_controller/rollout"
 RECORD_DIR = "/var/log/kubernetes_controller"
+PKI_DIR = "/srv/kubernetes_controller/pki"
 KEEP = 100  # records
 QUIET_S = 30  # without a line, until one says what is being waited for
 BUS_S = 10
@@ -49,7 +50,8 @@ def deploy(pillar=None, test=None):
 
     Runs ``state.orchestrate kubernetes_controller.orchestrate.deploy``. Returns the record, which is also left as JSON
     below ``rollout:record_dir`` on the master; ``--out=json`` prints it on standard output, and the lines go to
-    standard error then. The exit status is 1 when the rollout failed or was stopped.
+    standard error then. It has each certificate of controllers and master with its days left. The exit status is 1 when the
+    rollout failed or was stopped.
 
     Ctrl-C stops the rollout after the step that runs, which the nodes bring to its end. A closed terminal does not.
 
@@ -70,6 +72,7 @@ def deploy(pillar=None, test=None):
             sink.lines(record.synced({kind: __salt__[f"saltutil.sync_{kind}"]() for kind in ("modules", "states")}))
         answer = _run(jid, arguments, record, sink, signals)
         sink.lines(record.end(answer, stopped=bool(signals.seen)))
+        record.data["certificates"] = _certificates(record.data["nodes"])
         sink.save()
         sink.text(f"\n{_summary(record.data)}")
     return _answer(record.data)
@@ -290,7 +293,19 @@ def _summary(data):
         grouped.setdefault((failure["state"], failure["said"]), []).append(failure["node"])
     for (state, said), nodes in grouped.items():
         blocks.append(f"{', '.join(sorted(nodes))}: {state}\n" + "\n".join(f"    {line}" for line in said.splitlines()))
-    return "\n\n".join([*blocks, _verdict(data, rows)])
+    first = _first_to_end(data.get("certificates") or {})
+    return "\n\n".join([*blocks, _verdict(data, rows) + (f"\n{first}" if first else "")])
+
+
+def _first_to_end(certificates):
+    """Return a sentence on the certificate that ends first, or None."""
+    ends = [
+        (int(words.split()[0]), f"{who} {part} {file}: {words}")
+        for who, parts in certificates.items()
+        for part, files in (parts.items() if isinstance(parts, dict) else ())
+        for file, words in files.items()
+    ]
+    return f"The first certificate to end is that of {min(ends)[1]}." if ends else None
 
 
 def _table(rows):
@@ -550,13 +565,34 @@ def _private(path, flags):
 
 
 def _record_dir():
-    """Return where the pillar of the master's own id puts records; the orchestration tells what is wrong with it."""
+    return _place("rollout", "record_dir", RECORD_DIR)
+
+
+def _place(section, key, default):
+    """Return a directory that the pillar of the master's own id names; the orchestration tells what is wrong with it."""
     try:
         pillar = __salt__["pillar.show_pillar"](__opts__["id"])
-        found = pillar["kubernetes_controller"]["rollout"]["record_dir"]
+        found = pillar["kubernetes_controller"][section][key]
     except Exception:  # noqa: BLE001 (a pillar that does not render)
-        return RECORD_DIR
-    return found if isinstance(found, str) and found.startswith("/") else RECORD_DIR
+        return default
+    return found if isinstance(found, str) and found.startswith("/") else default
+
+
+def _certificates(nodes):
+    """
+    Return each certificate with its days left: {minion: {component: {file: words}}}, and of the ``master``'s files.
+
+    It is asked when all else is done; where there is no answer, nothing is known.
+    """
+    found = {}
+    with contextlib.suppress(Exception):  # a rollout is not to fail on this
+        found = __salt__["salt.execute"](nodes, "k8s_certificate.expiry", tgt_type="list", timeout=BUS_S) if nodes else {}
+    found = {node: said for node, said in found.items() if isinstance(said, dict)}
+    with contextlib.suppress(Exception):
+        root = _place("pki", "directory", PKI_DIR)
+        parts = {part: __salt__["salt.cmd"]("k8s_certificate.ends", f"{root}/{part}") for part in ("authorities", "admin")}
+        found["master"] = {part: files for part, files in parts.items() if files}
+    return found
 
 
 def _print(text):

@@ -343,3 +343,30 @@ def test_a_bus_that_does_not_answer_or_never_rests_holds_nobody_up(runner, recor
 def test_the_default_place_is_that_of_the_formula(runner, defaults):
     runner.__salt__ = {"pillar.show_pillar": lambda minion: {}}
     assert runner._record_dir() == defaults["rollout"]["record_dir"]
+
+
+def test_the_record_has_each_certificate_with_its_days_left(runner, record, defaults):
+    asked = []
+
+    def execute(nodes, function, **_options):
+        asked.append((nodes, function))
+        return {"controller-1": {"etcd": {"peer.crt": "29 days, until 2026-12-24 (CN=a)"}}, "controller-2": "no such function"}
+
+    def command(function, directory):
+        asked.append((directory, function))
+        return {"etcd-ca.crt": "364 days, until 2027-11-24 (CN=b)"} if directory.endswith("/authorities") else {}
+
+    runner.__salt__ |= {"salt.execute": execute, "salt.cmd": command}
+    found = runner._certificates(["controller-1", "controller-2"])
+    assert list(found) == ["controller-1", "master"]
+    assert found["master"] == {"authorities": {"etcd-ca.crt": "364 days, until 2027-11-24 (CN=b)"}}
+    root = defaults["pki"]["directory"]
+    assert asked[0] == (["controller-1", "controller-2"], "k8s_certificate.expiry")
+    assert asked[1:] == [(f"{root}/{part}", "k8s_certificate.ends") for part in ("authorities", "admin")]
+    record.data["certificates"] = found
+    last = runner._summary(record.data).splitlines()[-1]
+    assert last == "The first certificate to end is that of controller-1 etcd peer.crt: 29 days, until 2026-12-24 (CN=a)."
+
+
+def test_a_rollout_does_not_fail_because_nobody_tells_of_certificates(runner):
+    assert runner._certificates(["controller-1"]) == {}  # neither function is there

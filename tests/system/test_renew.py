@@ -1,0 +1,72 @@
+"""Leaf certificates: renewed by the master's schedule as the document says, all of them when asked, and told of."""
+
+import json
+
+import yaml
+from cryptography import x509
+
+RENEW = ["state.orchestrate", "kubernetes_controller.orchestrate.renew"]
+SCHEDULE = "/etc/salt/master.d/kubernetes_controller_renew.conf"
+PORTS = {"etcd": 2379, "kube-apiserver": 6443, "kube-controller-manager": 10257, "kube-scheduler": 10259}
+
+
+def served(node, component):
+    """Return the serial number of the certificate that is served."""
+    said = node.exec(["openssl", "s_client", "-connect", f"{node.address}:{PORTS[component]}"], check=False).stdout
+    return x509.load_pem_x509_certificate(said[said.index("-----BEGIN CERTIFICATE") :].encode()).serial_number
+
+
+def restart_master(cluster):
+    cluster.lab.master.exec(["systemctl", "restart", "salt-master"])
+    up = ["--out=json", "--static", "--timeout=10", "controller-*", "test.ping"]
+    cluster.wait_for("three minions", lambda: cluster.lab.salt(*up, check=False).stdout.count("true") == 3, timeout_s=120)
+
+
+def test_a_schedule_of_the_master_renews_what_is_due(cluster, code_blocks):
+    (text,) = [text for words, text in code_blocks("docs/operations.md") if SCHEDULE in text]
+    declared = yaml.safe_load(text)
+    (job,) = declared["schedule"].values()
+    assert job["days"] == 28
+    del job["days"]
+    job["seconds"] = 20  # nobody waits for a month
+
+    node, before = cluster.nodes[2], cluster.processes()
+    cluster.pillar(None)
+    old = served(node, "kube-scheduler")
+    share = cluster.lab.master.root / "srv/kubernetes_controller/pki/hosts" / node.name / "kubernetes_controller_pki"
+    (share / "scheduler-server.crt").unlink()
+    cluster.lab.master.write(SCHEDULE, yaml.safe_dump(declared))
+    try:
+        restart_master(cluster)
+        cluster.wait_for("a renewed certificate", lambda: served(node, "kube-scheduler") != old, timeout_s=180)
+    finally:
+        (cluster.lab.master.root / SCHEDULE.lstrip("/")).unlink()
+        restart_master(cluster)
+    # A run of the schedule may still be at work; the next one waits for it, and finds nothing to do.
+    cluster.wait_for("a run without changes", lambda: not cluster.steps(sls=RENEW).changes, timeout_s=120)
+    after = cluster.processes()
+    assert {key: value[1:] for key, value in after.items()} == {key: value[1:] for key, value in before.items()}
+    assert [key for key in after if after[key][0] != before[key][0]] == [(node.name, "kube-scheduler")]
+
+
+def test_all_certificates_are_renewed_when_asked_and_the_record_has_them(cluster):
+    cluster.pillar(None)
+    keys = [(node, component) for node in cluster.nodes for component in PORTS]
+    old = {(node.name, component): served(node, component) for node, component in keys}
+    done = cluster.orchestrate('pillar={"force": true}', sls=RENEW)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    for node, component in keys:
+        assert served(node, component) != old[node.name, component], f"{component} of {node.name}"
+    status, table = cluster.health()
+    assert status == 0, table
+
+    said = cluster.lab.salt_run("--out=json", "k8s_rollout.deploy")
+    record = json.loads(said.stdout[said.stdout.index("{") :])
+    assert record["rows"] == []
+    assert set(record["certificates"]) == {"master", *(node.name for node in cluster.nodes)}
+    for node in cluster.nodes:
+        found = cluster.salt("k8s_certificate.expiry", target=node.name)[node.name]
+        assert record["certificates"][node.name] == found
+        assert {name: "tls.crt" in files or "server.crt" in files for name, files in found.items()} == dict.fromkeys(PORTS, True)
+    assert {"kubernetes-ca.crt", "etcd-ca.crt"} <= set(record["certificates"]["master"]["authorities"])
+    assert "The first certificate to end is that of " in said.stderr
