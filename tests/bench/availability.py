@@ -81,6 +81,32 @@ def apply(lab, _seconds):
     return not said, said
 
 
+def rotate_encryption(lab, _seconds):
+    """Exchange the encryption key; return (ok, what failed)."""
+    return orchestrate(lab, "rotate_encryption")
+
+
+def rotate(name, sls, **pillar):
+    """
+    Return a function that rotates a CA or the service-account key; it returns (ok, what failed).
+
+    The first call stops when all is signed by the new one, the next goes to the end: whoever trusts the former CA alone
+    is served until then, and each roll's clients take their CA and certificate from what signs when the roll begins.
+    """
+
+    def run(lab, _seconds):
+        under_way = list((lab.master.root / PKI).glob(f"*/{name}.rotation"))
+        return orchestrate(lab, sls, **pillar, **({} if under_way else {"until": "sign"}))
+
+    return run
+
+
+def orchestrate(lab, sls, **pillar):
+    words = [ORCHESTRATION[0], f"kubernetes_controller.orchestrate.{sls}", f"pillar={json.dumps(pillar)}", "--out=json"]
+    done = lab.salt_run(*words, check=False)
+    return not done.returncode, failures(done) if done.returncode else ""
+
+
 def wait(_lab, seconds):
     """Roll nothing."""
     time.sleep(seconds)
@@ -146,6 +172,12 @@ def never_ready(number):
     }
 
 
+def other_key(number):
+    """Another encryption key; after an even number of rolls it is that of the lab again."""
+    providers = [{"secretbox": {"keys": [f"encryption-key{1 + number % 2}"]}}, {"identity": {}}]
+    return {"encryption": [{"resources": ["secrets"], "providers": providers}]}
+
+
 def other_release(number):
     """A minor release back, and up again: every second roll is an upgrade."""
     return {"release": "1.36.3" if number % 2 else "1.37.2", "rollout": {"ignore": ["downgrade"]}}
@@ -159,6 +191,9 @@ KINDS = {
     "client-certificate": Kind(act=new_certificates("apiserver-etcd-client")),
     "upgrade": Kind(pillar=other_release),
     "back": Kind(pillar=never_ready, succeeds=False, pinned=0),
+    "rotate-encryption": Kind(pillar=other_key, run=rotate_encryption),
+    "rotate-ca": Kind(run=rotate("kubernetes-ca", "rotate_ca", authority="all")),
+    "rotate-service-account": Kind(run=rotate("service-account", "rotate_service_account")),
 }
 
 
