@@ -111,6 +111,8 @@ def refusals(row, directory=None):
         salt 'controller-1' k8s_turn.refusals "$ROW"
     """
     etcd, flags = row["name"] == "etcd", __salt__["k8s_generation.flags"](row["home"])
+    if not etcd and not row["api"]:
+        return []  # no API server is the formula's here
     if directory:
         flags = __salt__["k8s_generation.staged_flags"](row, directory)
     pair = (flags["peer-cert-file"], flags["peer-key-file"]) if etcd else _client(row, flags) if directory else None

@@ -116,3 +116,9 @@ def test_the_turn_is_asked_for_with_the_identity_that_is_only_prepared(node, pre
     assert environment["ETCDCTL_CERT"] == f"{staged}/etcd-client.crt"
     with pytest.raises(CommandExecutionError, match="no generation of kube-apiserver with access to etcd is live here"):
         node.modules["k8s_etcdctl.environment"](prepared(S, 10259)[0], staged)
+
+
+def test_without_an_api_server_of_the_formula_there_is_no_neighbour_to_ask(node, rows):
+    row = rows({"apiserver": {"enabled": False}})[S]
+    assert row["neighbours"] and row["api"] is None
+    assert node.modules["k8s_turn.refusals"](row) == []
