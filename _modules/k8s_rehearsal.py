@@ -28,12 +28,13 @@ class Failed(CommandExecutionError):
 
 def due(components):
     """
-    Return the generations that must pass a rehearsal before they may be promoted: {component: digest}.
+    Return the declared generations to rehearse together before any is promoted: {component: digest}.
 
     components
         Rows of the configuration's ``components`` (dict).
 
-    Nothing is due on a node where nothing of it runs yet, nor for what is live already or passed before.
+    These are all that differ from what is live, where one of them did not pass yet: what passed before takes part again, as
+    the others are to work with it and not with what is live. Nothing is due on a node where nothing of it runs yet.
 
     CLI Example:
 
@@ -45,12 +46,10 @@ def due(components):
         return {}
     found = {}
     for name, row in components.items():
-        if not row["rehearsal"]["enabled"]:
-            continue
-        changes = __salt__["k8s_generation.differences"](row)
-        if changes and not stamped(row, changes["generation"]["new"]):
+        changes = __salt__["k8s_generation.differences"](row) if row["rehearsal"]["enabled"] else {}
+        if changes:
             found[name] = changes["generation"]["new"]
-    return found
+    return {} if all(stamped(components[name], generation) for name, generation in found.items()) else found
 
 
 def stamped(row, generation):
@@ -107,10 +106,10 @@ def ensure(row):
 
         salt 'controller-1' k8s_rehearsal.ensure "$ROW"
     """
-    if not __salt__["k8s_generation.links"](row["home"])["live"]:  # nothing of it runs that a fault could stop
+    changes = __salt__["k8s_generation.differences"](row)
+    if not changes or not needed(row, changes["generation"]["new"]):
         return {}
-    components = {**__salt__["k8s_config.load"]()["components"], row["name"]: row}
-    return perform(components, [row["name"]]) if row["name"] in due(components) else {}
+    return perform({**__salt__["k8s_config.load"]()["components"], row["name"]: row}, [row["name"]])
 
 
 def perform(components, names):
