@@ -345,18 +345,19 @@ def test_the_default_place_is_that_of_the_formula(runner, defaults):
     assert runner._record_dir() == defaults["rollout"]["record_dir"]
 
 
-def test_the_record_has_each_certificate_with_its_days_left(runner, record, defaults):
+def test_the_record_has_each_certificate_with_its_days_left(runner, record, defaults, monkeypatch):
     asked = []
 
     def execute(nodes, function, **_options):
         asked.append((nodes, function))
         return {"controller-1": {"etcd": {"peer.crt": "29 days, until 2026-12-24 (CN=a)"}}, "controller-2": "no such function"}
 
-    def command(function, directory):
-        asked.append((directory, function))
+    def ends(directory):
+        asked.append((directory, "k8s_certificate.ends"))
         return {"etcd-ca.crt": "364 days, until 2027-11-24 (CN=b)"} if directory.endswith("/authorities") else {}
 
-    runner.__salt__ |= {"salt.execute": execute, "salt.cmd": command}
+    monkeypatch.setattr("salt.loader.minion_mods", lambda _opts, **_options: {"k8s_certificate.ends": ends})
+    runner.__salt__ |= {"salt.execute": execute}
     found = runner._certificates(["controller-1", "controller-2"])
     assert list(found) == ["controller-1", "master"]
     assert found["master"] == {"authorities": {"etcd-ca.crt": "364 days, until 2027-11-24 (CN=b)"}}
