@@ -9,6 +9,7 @@ replaced is kept first (``k8s_kept``); while a CA is being rotated (``k8s_rotati
 
 import base64
 import datetime
+import functools
 import glob
 import ipaddress
 import os
@@ -231,7 +232,7 @@ def _leaf(pki, row, force):
     if why:
         yield path, why, lambda: _replace(pki, path, _leaf_certificate(pki, row) + _chain(pki, row))
     elif _read(path).partition(END)[2] != _chain(pki, row):
-        yield path, "what follows it differs", lambda: _share(pki, path, _pem(_certificate(path)) + _chain(pki, row))
+        yield path, "what follows it differs", lambda: _write(path, _pem(_certificate(path)) + _chain(pki, row))
 
 
 def _chain(pki, row):
@@ -255,11 +256,8 @@ def _delivery(pki, row):
         yield row["target"], "missing", lambda: _write(row["target"], text)
     elif text != _read(row["target"]):
         brought = source.startswith(f"{pki['directory']}/brought/")  # the share may be the last copy of what it was
-        yield row["target"], f"differs from {source}", lambda: (_replace if brought else _share)(pki, row["target"], text)
-
-
-def _share(pki, path, text):
-    _write(path, text)
+        write = functools.partial(_replace, pki) if brought else _write
+        yield row["target"], f"differs from {source}", lambda: write(row["target"], text)
 
 
 def _bundle(source, row):

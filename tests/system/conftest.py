@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cryptography import x509
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "lab"))
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent))  # also for the tests: leaks, hardening, faults
 
 import leaks  # noqa: E402
 from kclab import binaries, master  # noqa: E402
@@ -128,6 +129,11 @@ class Cluster:
         inside = ["nsenter", f"--net=/run/netns/{self.lab.netns}", "curl", "-sk", "-m", "5", "-w", "\n%{http_code}", *curl, url]
         body, _, status = subprocess.run(inside, capture_output=True, text=True, check=False).stdout.rpartition("\n")
         return int(status or 0), body
+
+    def serial(self, node, port):
+        """Return the serial number of the certificate that is served."""
+        said = node.exec(["openssl", "s_client", "-connect", f"{node.address}:{port}"], check=False).stdout
+        return x509.load_pem_x509_certificate(said[said.index("-----BEGIN CERTIFICATE") :].encode()).serial_number
 
     def kubectl(self, *args, check=True, **kw):
         return self.lab.kubectl(*args, check=check, **kw)

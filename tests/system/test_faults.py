@@ -9,16 +9,11 @@ import contextlib
 import json
 import os
 import secrets
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from faults import inject  # noqa: E402
-from faults.judge import COMPONENTS, Judge, Witness  # noqa: E402
-from faults.table import FAULTS  # noqa: E402
+from faults import inject
+from faults.judge import COMPONENTS, Judge, Witness
+from faults.table import FAULTS
 
 ALL = bool(os.environ.get("KC_SOAK"))
 

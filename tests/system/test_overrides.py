@@ -235,7 +235,7 @@ def renewed(cluster):
     node = cluster.nodes[1]
     assert cluster.apply(target=node.name)[node.name].ok
     share = cluster.lab.master.root / "srv/kubernetes_controller/pki/hosts" / node.name / "kubernetes_controller_pki"
-    serials = {name: served(node, port) for name, (_, _, port) in RENEWED.items()}
+    serials = {name: cluster.serial(node, port) for name, (_, _, port) in RENEWED.items()}
     for name in RENEWED:
         (share / f"{name}.crt").unlink()
     done = cluster.orchestrate(sls=["state.orchestrate", "kubernetes_controller.orchestrate.pki"])
@@ -244,13 +244,6 @@ def renewed(cluster):
     new = {name: x509.load_pem_x509_certificate((share / f"{name}.crt").read_bytes()).serial_number for name in RENEWED}
     before = cluster.processes()
     return node, before, serials, new, cluster.apply(target=node.name)[node.name]
-
-
-def served(node, port):
-    """Return the serial number of the certificate that is served."""
-    said = node.exec(["openssl", "s_client", "-connect", f"{node.address}:{port}"], check=False).stdout
-    begin = said.index("-----BEGIN CERTIFICATE")
-    return x509.load_pem_x509_certificate(said[begin:].encode()).serial_number
 
 
 @pytest.mark.parametrize("name", RENEWED)
@@ -264,4 +257,4 @@ def test_a_renewed_serving_certificate_is_served_without_a_restart(cluster, rene
     after = cluster.processes()[node.name, component]
     assert after[0] != before[node.name, component][0]
     assert after[1:] == before[node.name, component][1:]
-    assert serials[name] != new[name] == served(node, port)
+    assert serials[name] != new[name] == cluster.serial(node, port)

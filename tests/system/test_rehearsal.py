@@ -4,17 +4,12 @@ import base64
 import contextlib
 import json
 import secrets
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from faults import deaths, inject  # noqa: E402
-from faults.judge import Judge, Witness  # noqa: E402
+from faults import deaths, inject
+from faults.judge import Judge, Witness
 
 OBJECTS = (
     "namespaces", "configmaps", "secrets", "serviceaccounts", "pods", "endpoints", "endpointslices", "leases",

@@ -3,17 +3,10 @@
 import json
 
 import yaml
-from cryptography import x509
 
 RENEW = ["state.orchestrate", "kubernetes_controller.orchestrate.renew"]
 SCHEDULE = "/etc/salt/master.d/kubernetes_controller_renew.conf"
 PORTS = {"etcd": 2379, "kube-apiserver": 6443, "kube-controller-manager": 10257, "kube-scheduler": 10259}
-
-
-def served(node, component):
-    """Return the serial number of the certificate that is served."""
-    said = node.exec(["openssl", "s_client", "-connect", f"{node.address}:{PORTS[component]}"], check=False).stdout
-    return x509.load_pem_x509_certificate(said[said.index("-----BEGIN CERTIFICATE") :].encode()).serial_number
 
 
 def restart_master(cluster):
@@ -32,13 +25,13 @@ def test_a_schedule_of_the_master_renews_what_is_due(cluster, code_blocks):
 
     node, before = cluster.nodes[2], cluster.processes()
     cluster.pillar(None)
-    old = served(node, "kube-scheduler")
+    old = cluster.serial(node, PORTS["kube-scheduler"])
     share = cluster.lab.master.root / "srv/kubernetes_controller/pki/hosts" / node.name / "kubernetes_controller_pki"
     (share / "scheduler-server.crt").unlink()
     cluster.lab.master.write(SCHEDULE, yaml.safe_dump(declared))
     try:
         restart_master(cluster)
-        cluster.wait_for("a renewed certificate", lambda: served(node, "kube-scheduler") != old, timeout_s=180)
+        cluster.wait_for("a renewed certificate", lambda: cluster.serial(node, PORTS["kube-scheduler"]) != old, timeout_s=180)
     finally:
         (cluster.lab.master.root / SCHEDULE.lstrip("/")).unlink()
         restart_master(cluster)
@@ -53,11 +46,11 @@ def test_a_schedule_of_the_master_renews_what_is_due(cluster, code_blocks):
 def test_all_certificates_are_renewed_when_asked_and_the_record_has_them(cluster):
     cluster.pillar(None)
     keys = [(node, component) for node in cluster.nodes for component in PORTS]
-    old = {(node.name, component): served(node, component) for node, component in keys}
+    old = {(node.name, component): cluster.serial(node, PORTS[component]) for node, component in keys}
     done = cluster.orchestrate('pillar={"force": true}', sls=RENEW)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     for node, component in keys:
-        assert served(node, component) != old[node.name, component], f"{component} of {node.name}"
+        assert cluster.serial(node, PORTS[component]) != old[node.name, component], f"{component} of {node.name}"
     status, table = cluster.health()
     assert status == 0, table
 

@@ -6,6 +6,7 @@ import uuid
 
 import leaks
 import pytest
+from faults.table import over
 
 PKI = "srv/kubernetes_controller/pki"
 KEY = {"pillar": "kubernetes_controller_pki:encryption-key1"}
@@ -54,17 +55,13 @@ def given(cluster):
     """A Secret, and tokens of its namespace, as users make them: {name: what must be nowhere}."""
     namespace, value = f"test-{uuid.uuid4().hex[:8]}", uuid.uuid4().hex + uuid.uuid4().hex
     cluster.kubectl("create", "namespace", namespace)
-    account = ["-n", namespace, "get", "serviceaccount", "default"]
-    cluster.wait_for("the service account", lambda: not cluster.kubectl(*account, check=False).returncode)
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "mine", "namespace": namespace}}
     for words, word in ((["create"], value), (["apply", "--server-side", "--force-conflicts"], f"{value}2")):
         cluster.kubectl(*words, "-f", "-", input=json.dumps({**secret, "stringData": {"word": word}}))
     found = {"the value of a Secret": value}
     for node in cluster.nodes:
-        token = cluster.kubectl("--server", f"https://{node.address}:6443", "-n", namespace, "create", "token", "default").stdout
-        _, found[f"the claims of a token by {node.name}"], found[f"the signature of a token by {node.name}"] = (
-            token.strip().split(".")
-        )
+        _, claims, signature = cluster.token(namespace, "--server", f"https://{node.address}:6443").split(".")
+        found |= {f"the claims of a token by {node.name}": claims, f"the signature of a token by {node.name}": signature}
     yield namespace, found
     cluster.kubectl("delete", "namespace", namespace, "--wait=false")
 
@@ -113,16 +110,6 @@ def test_rollouts_that_fail_tell_no_secret(cluster, given):
             back = cluster.apply()
     assert all(answer.ok for answer in back.values()), back
     leaks.nowhere(cluster, watch, given[1])
-
-
-def over(*layers):
-    """Return the pillar of ``layers``, later ones over earlier ones."""
-    found = {}
-    for layer in layers:
-        for key, value in layer.items():
-            both = isinstance(value, dict) and isinstance(found.get(key), dict)
-            found[key] = over(found[key], value) if both else value
-    return found
 
 
 # -- what a minion gets ------------------------------------------------------------------------------------------------

@@ -7,17 +7,12 @@ Only with KC_SOAK (tests/soak/rotations): a round takes some minutes. A round's 
 import json
 import os
 import random
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from faults import deaths, inject  # noqa: E402
-from faults.judge import Judge, Witness  # noqa: E402
+from faults import deaths, inject
+from faults.judge import Judge, Witness
 
 TOP, UNIT = "srv/kubernetes_controller/pki", "rotation"
 ORCHESTRATE = "kubernetes_controller.orchestrate."
