@@ -11,6 +11,8 @@ import time
 
 from salt.exceptions import CommandExecutionError
 
+CATCH_UP_S = 45  # what lost its API server asks it again after at most 30 s (client-go), and has to read what it missed
+
 CUT_OFF = "an earlier run was cut off"
 ADOPTION = "restart (adopted)"
 
@@ -130,7 +132,7 @@ def _refuse(component, changes):
 
 def _still_serves(component):
     """Answer for a component that is as declared: it must also pass a short gate."""
-    answer = __salt__["k8s_health.wait"](component, timeout_s=20, consecutive=1)
+    answer = __salt__["k8s_health.wait"](component, timeout_s=CATCH_UP_S, consecutive=1)
     if answer["ok"]:
         if component["name"] == "kube-apiserver" and not __opts__["test"]:
             _publish()
