@@ -2,8 +2,8 @@
 The rollout as an operator sees it: the orchestration, a line for each step as it happens, and a table at the end.
 
 Salt's orchestration says nothing before it ends, but the master's event bus tells of it meanwhile. ``_Record`` folds
-those events into what is printed and kept, without I/O; ``deploy`` runs the orchestration in a process of its own,
-reads the bus, and leaves the record on the master.
+those events into what is printed and kept, without I/O; ``_roll`` runs the orchestration in a process of its own,
+reads the bus, and leaves the record on the master. A rotation is several rollouts in one orchestration.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import salt.utils.event
 import salt.utils.files
 import salt.utils.jid
 
-ORCHESTRATION = "kubernetes_controller.orchestrate.deploy"
+ORCHESTRATIONS = "kubernetes_controller.orchestrate"
 PROGRESS = "kubernetes_controller/progress"
 MARK = "kubernetes_controller/rollout"
 RECORD_DIR = "/var/log/kubernetes_controller"
@@ -37,7 +37,7 @@ FACTS = ("from", "to", "process", "seconds", "away_s", "result", "step")  # of a
 # A component that was only made ready, or that waited, runs as before.
 HARMLESS = ("prepare", "rehearse", "rehearsal", "snapshot", "turn")
 IN_PARALLEL = "Started in a separate process"
-SILENT = "The minion did not answer."
+SILENT = "The minion did not answer. The next rollout goes on from there."
 NOT_STARTED = "One or more requisite"
 
 
@@ -65,26 +65,87 @@ def deploy(pillar=None, test=None):
         salt-run k8s_rollout.deploy test=True
         salt-run k8s_rollout.deploy pillar='{"kubernetes_controller": {"rollout": {"adopt": true}}}'
     """
-    arguments = {"pillar": pillar, "test": test}
-    jid = salt.utils.jid.gen_jid(__opts__)
-    record = _Record(jid, bool(__opts__.get("test") if test is None else test))
-    with _Sink(_record_dir(), record) as sink, _Signals() as signals:
-        sink.lines([f"rollout {jid}, all times UTC. Ctrl-C stops it after the step that runs then."])
-        if not record.data["test"]:
-            sink.lines(record.synced({kind: __salt__[f"saltutil.sync_{kind}"]() for kind in ("modules", "states")}))
-        answer = _run(jid, arguments, record, sink, signals)
-        sink.lines(record.end(answer, stopped=bool(signals.seen)))
-        record.data["certificates"] = _certificates(record.data["nodes"])
-        sink.save()
-        sink.text(f"\n{_summary(record.data)}")
-    return _answer(record.data)
+    return _roll("deploy", "rollout", pillar, test)
+
+
+def renew(force=False, pillar=None, test=None):
+    """
+    Renew the certificates that are due, and take them up by a rollout.
+
+    force
+        True: all leaf certificates, due or not (default False).
+    pillar, test
+        See ``deploy``, as for all that is printed and kept.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run k8s_rollout.renew
+        salt-run k8s_rollout.renew force=True
+    """
+    return _roll("renew", "renewal", {**(pillar or {}), "force": force}, test)
+
+
+def rotate_ca(authority, until=None, pillar=None, test=None):
+    """
+    Exchange managed CAs: the next one is trusted everywhere, then it signs, then the former is dropped; three rollouts.
+
+    authority
+        ``kubernetes``, ``signer``, ``etcd``, ``front-proxy``, a list of them, or ``all``.
+    until
+        The last step to take now: ``trust``, ``sign`` or ``drop`` (default: to the end). Called again, it goes on from there,
+        as it does after a kill.
+    pillar, test
+        See ``deploy``, as for all that is printed and kept.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run k8s_rollout.rotate_ca kubernetes
+        salt-run k8s_rollout.rotate_ca '["signer", "etcd"]' until=sign
+    """
+    return _roll("rotate_ca", "rotation", {**(pillar or {}), "authority": authority, "until": until}, test)
+
+
+def rotate_service_account(until=None, pillar=None, test=None):
+    """
+    Exchange the key pair of service-account tokens: the next key is accepted everywhere, then it signs, then the former goes.
+
+    until, pillar, test
+        See ``rotate_ca``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run k8s_rollout.rotate_service_account
+    """
+    return _roll("rotate_service_account", "rotation", {**(pillar or {}), "until": until}, test)
+
+
+def rotate_encryption(pillar=None, test=None):
+    """
+    Bring stored objects from the encryption keys that are live to those that the pillar declares.
+
+    pillar, test
+        See ``deploy``, as for all that is printed and kept.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run k8s_rollout.rotate_encryption
+    """
+    return _roll("rotate_encryption", "rotation", pillar, test)
 
 
 def last():
     """
     Show the table of the last rollout again; of one that still runs, what is known by now.
 
-    Returns the record. The exit status is that of the rollout.
+    Returns the record. The exit status is that of the rollout. A renewal and a rotation count as rollouts.
 
     CLI Example:
 
@@ -103,17 +164,34 @@ def last():
     return _answer(data)
 
 
+def _roll(sls, what, pillar, test):
+    """Run an orchestration and tell of it; ``what`` is its word for the operator."""
+    jid = salt.utils.jid.gen_jid(__opts__)
+    arguments = {"mods": f"{ORCHESTRATIONS}.{sls}", "pillar": pillar, "test": test}
+    record = _Record(jid, bool(__opts__.get("test") if test is None else test), what=what)
+    with _Sink(_record_dir(), record) as sink, _Signals() as signals:
+        sink.lines([f"{what} {jid}, all times UTC. Ctrl-C stops it after the step that runs then."])
+        if not record.data["test"]:
+            sink.lines(record.synced({kind: __salt__[f"saltutil.sync_{kind}"]() for kind in ("modules", "states")}))
+        answer = _run(jid, arguments, record, sink, signals)
+        sink.lines(record.end(answer, stopped=bool(signals.seen)))
+        record.data["certificates"] = _certificates(record.data["nodes"])
+        sink.save()
+        sink.text(f"\n{_summary(record.data)}")
+    return _answer(record.data)
+
+
 # -- what is known of a rollout ---------------------------------------------------------------------------------------
 
 
 class _Record:
     """What the events of one rollout add up to; ``note`` takes an event and returns the lines to print for it."""
 
-    def __init__(self, jid, test=False, now=None):
-        self.jid, self.total = jid, 0  # steps that the orchestration has
+    def __init__(self, jid, test=False, now=None, what="rollout"):
+        self.jid, self.total = jid, 0  # states that the orchestration has, without those of rollouts within it
         self.running, self.waiting = {}, {}  # step: since when; job: who has not answered
         self.data = {
-            "jid": jid, "pids": [os.getpid()], "test": test, "started": _utc(now or time.time()), "seconds": 0.0,
+            "jid": jid, "what": what, "pids": [os.getpid()], "test": test, "started": _utc(now or time.time()), "seconds": 0.0,
             "result": "running", "retcode": 1, "rows": [], "steps": [], "failures": [], "not_started": [], "nodes": [],
         }  # fmt: skip
 
@@ -125,7 +203,7 @@ class _Record:
         if tag == f"salt/run/{self.jid}/args":
             return self._step_starts(data, now)
         if tag.startswith(f"salt/job/{self.jid}/prog/"):
-            self.total = data.get("len", self.total)
+            self.total = self.total or data.get("len", 0)
             return self.step_ended(data.get("ret"), now)
         part = tag.split("/")
         if part[:2] == ["salt", "job"] and part[3:] == ["new"]:
@@ -144,13 +222,16 @@ class _Record:
         """A component of a node tells how far it is; of other nodes' clusters nothing is taken."""
         if node not in self.data["nodes"] or not isinstance(said, dict) or "component" not in said:
             return []
-        row = self._row(node, said["component"])
+        row = self._row(node, said["component"], anew="result" not in said)
         row |= {key: said[key] for key in FACTS if said.get(key) is not None}
         return [_line(now, node, f"{said['component']!s:<23}  {said.get('step')!s:<8}  {_flat(said.get('said'))}")]
 
-    def _row(self, node, component):
-        for row in self.data["rows"]:
+    def _row(self, node, component, anew=False):
+        """Return the last row of a component; another one for its next change, where that ``anew`` begins."""
+        for row in reversed(self.data["rows"]):
             if (row["node"], row["component"]) == (node, component):
+                if anew and row["result"]:
+                    break
                 return row
         self.data["rows"].append({"node": node, "component": component, **dict.fromkeys(FACTS)})
         return self.data["rows"][-1]
@@ -168,7 +249,8 @@ class _Record:
         if not isinstance(state, dict) or str(state.get("comment")).startswith(IN_PARALLEL):
             return []
         name, result = state.get("__id__") or state.get("name"), state.get("result")
-        if name in self.data["not_started"] or any(step["name"] == name for step in self.data["steps"]):
+        known = name in self.data["not_started"] or any(step["name"] == name for step in self.data["steps"])
+        if known and name not in self.running:  # a rotation takes the steps of a rollout again
             return []
         if result is False and str(state.get("comment")).startswith(NOT_STARTED):
             self.data["not_started"].append(name)
@@ -191,7 +273,7 @@ class _Record:
                 continue
             changes, result = state.get("changes") or {}, state.get("result")
             told = [row for row in self.data["rows"] if (row["node"], row["component"]) == (node, state.get("name"))]
-            if str(state.get("comment")).startswith(NOT_STARTED) or not (changes or told) or (told and told[0]["result"]):
+            if str(state.get("comment")).startswith(NOT_STARTED) or not (changes or told) or (told and told[-1]["result"]):
                 continue
             row = self._row(node, state.get("name"))
             row["process"] = row["process"] or changes.get("process")
@@ -212,8 +294,9 @@ class _Record:
                 self._failed(node, name, SILENT)
             elif isinstance(states, str):
                 self._failed(node, name, states)
-        if len(self.data["failures"]) == before:
-            self._failed("master", name, state.get("comment"))
+        said = str(state.get("comment"))
+        if len(self.data["failures"]) == before and not any(failure["said"] in said for failure in self.data["failures"]):
+            self._failed("master", name, said)
 
     def _failed(self, node, state, said):
         self.data["failures"].append({"node": node, "state": state, "said": str(said).strip()})
@@ -235,8 +318,7 @@ class _Record:
         else:
             said = answer.get("error") or "\n".join(map(str, states if isinstance(states, list) else [states]))
             self._failed("master", "the orchestration", said)
-        ended = len(self.data["steps"]) + len(self.data["not_started"])
-        if stopped and ended < self.total:
+        if stopped and isinstance(states, dict) and len(states) < self.total:
             result = "stopped"
         else:
             result = "failed" if answer.get("retcode") or self.data["failures"] or not isinstance(states, dict) else "ok"
@@ -336,7 +418,7 @@ def _seconds(number):
 
 
 def _verdict(data, rows):
-    what = "The test run" if data["test"] else "The rollout"
+    what = "The test run" if data["test"] else f"The {data.get('what', 'rollout')}"
     began, left = f"{what} of {data['started']}", data["not_started"]
     if data["result"] == "running":
         alive = any(map(_is_salt, data["pids"]))
@@ -450,7 +532,7 @@ def _orchestrate(watcher, conn, log, jid, arguments):
         opts = {**__opts__, "state_events": True, "local": False, "master_uri": None}
         try:
             with salt.runner.RunnerClient(opts) as client:
-                found = client.functions["state.orchestrate"](ORCHESTRATION, orchestration_jid=jid, **arguments)
+                found = client.functions["state.orchestrate"](orchestration_jid=jid, **arguments)
             answer = {"states": next(iter(found["data"].values())), "retcode": found["retcode"]}
         except Exception as exc:  # noqa: BLE001 (whatever it is, the operator is to read it)
             answer = {"error": f"{type(exc).__name__}: {exc}"}

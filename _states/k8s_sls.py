@@ -12,7 +12,8 @@ def applied(name, mods=None):
     mods
         SLS to apply (list of str, default the name).
 
-    The pillar of this run is handed on, one-run values included.
+    The pillar of this run is handed on, one-run values included. In an orchestration, what is applied belongs to it: its
+    states tell the master's bus of themselves like all others, and what stops the orchestration stops them.
 
     .. code-block:: yaml
 
@@ -23,7 +24,8 @@ def applied(name, mods=None):
     mods = mods or [name]
     pillar = {key: value for key, value in __pillar__.items() if key == "kubernetes_controller"}
     pillar["kubernetes_controller_synced"] = True  # a second round would be endless
-    answer = __salt__["state.sls"](mods, concurrent=True, test=__opts__["test"], pillar=pillar)
+    within = {"orchestration_jid": _orchestration(), "__pub_jid": _orchestration()} if _orchestration() else {}
+    answer = __salt__["state.sls"](mods, concurrent=True, test=__opts__["test"], pillar=pillar, **within)
     if not isinstance(answer, dict):
         return {"name": name, "result": False, "changes": {}, "comment": "\n".join(map(str, answer))}
     states = sorted(answer.values(), key=lambda state: state.get("__run_num__", 0))
@@ -38,6 +40,11 @@ def applied(name, mods=None):
         "changes": changes,
         "comment": "\n".join(lines) or f"{', '.join(mods)}: {len(states)} states, {len(changes)} with changes.",
     }
+
+
+def _orchestration():
+    """Return the job id of the orchestration of which this is a state, or None."""
+    return globals().get("__orchestration_jid__")
 
 
 def _short(changes):

@@ -602,6 +602,15 @@ def test_an_inner_sls_answers_for_the_outer_state(minion, testmode, tmp_path, fu
     assert list(ret.changes) == (["The pillar of this run is handed on"] if changed else [])
 
 
+@pytest.mark.parametrize("jid", [None, "20261125040000000000"])
+def test_an_inner_sls_of_an_orchestration_belongs_to_it(minion, jid):
+    one = minion({"kubernetes_controller": {}})
+    sls = one.fake("state.sls", return_value={})
+    one.state("k8s_sls.applied", "inner", **({"__orchestration_jid__": jid} if jid else {}))
+    handed = {key: sls.call_args.kwargs.get(key) for key in ("orchestration_jid", "__pub_jid")}
+    assert handed == dict.fromkeys(handed, jid)
+
+
 def test_an_inner_sls_that_does_not_render_is_a_failure(minion, tmp_path):
     (tmp_path / "inner.sls").write_text("{{ nonsense.of.this }}")
     ret = minion({"kubernetes_controller": {}}, file_roots=[tmp_path]).state("k8s_sls.applied", "inner")

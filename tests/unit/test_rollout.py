@@ -161,7 +161,9 @@ def test_the_sentence_of_each_state_that_failed_is_told_in_full_once(runner, rec
 def test_a_minion_that_does_not_answer_is_named_and_not_called_unchanged(runner, record, answer):
     comment = "Run failed on minions: controller-3\nMinion controller-3 did not return a state result."
     fold(record, starts(PREFLIGHT, NODES), ended(PREFLIGHT, False, comment, {"controller-3": answer}))
-    assert record.data["failures"] == [{"node": "controller-3", "state": PREFLIGHT, "said": "The minion did not answer."}]
+    assert record.data["failures"] == [
+        {"node": "controller-3", "state": PREFLIGHT, "said": "The minion did not answer. The next rollout goes on from there."}
+    ]
     assert "unchanged: controller-1, controller-2\n" in runner._summary(record.data)
 
 
@@ -229,9 +231,32 @@ def test_the_end_of_a_parallel_step_is_not_what_salt_tells_at_its_start(record):
 def test_a_stopped_rollout_is_one_of_which_steps_are_left(runner, record, stopped, total, result):
     fold(record, starts(PREFLIGHT, NODES), ended(PREFLIGHT))
     record.total = total
-    record.end({"states": {}, "retcode": 0}, stopped=stopped)
+    record.end({"states": {"one": {"__id__": PREFLIGHT, "result": True}}, "retcode": 0}, stopped=stopped)
     assert (record.data["result"], record.data["retcode"]) == (result, int(result != "ok"))
     assert ("STOPPED" in runner._summary(record.data)) is (result == "stopped")
+
+
+def test_a_rotation_has_a_line_and_a_row_for_each_of_its_rollouts(runner):
+    record = runner._Record(JID, now=BEGAN, what="rotation")
+    outer = ended("trust, the files on the master")
+    outer[1]["len"] = 5
+    lines = fold(record, outer, *ROLLED, *ROLLED[3:])
+    assert len([line for line in lines if f"master        {FIRST}: starts" in line]) == 2
+    assert len([line for line in lines if f"master        {FIRST}: ended, changed controller-1" in line]) == 2
+    assert [row["result"] for row in record.data["rows"]] == ["new serving", "new serving"]
+    assert record.total == 5
+    record.end({"states": {}, "retcode": 0}, now=BEGAN + 20)
+    assert "The rotation of 2026-11-24T20:54:19Z ended well after 20.0 s: 2 components changed." in runner._summary(record.data)
+
+
+def test_what_failed_in_a_rollout_within_a_rotation_is_told_once(runner, record):
+    comment = "generation 1 failed before"
+    fold(
+        record, starts(FIRST, NODES[:1]), ended(FIRST, False, "Run failed", {"controller-1": component_state(False, {}, comment)})
+    )
+    outer = f"{FIRST}: Run failed\ncontroller-1: {comment}"
+    fold(record, ended("trust, rolled out to every controller", False, outer))
+    assert [failure["node"] for failure in record.data["failures"]] == ["controller-1"]
 
 
 def test_an_orchestration_that_does_not_render_is_a_failure_with_its_errors(runner, record):
