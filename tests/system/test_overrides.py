@@ -1,6 +1,8 @@
 """What the pillar overrides is what changes, on that node and in that component, and nothing else."""
 
 import json
+import re
+import stat
 import uuid
 
 import pytest
@@ -66,7 +68,7 @@ LEVELS = [
     {"level": "RequestResponse", "resources": [{"group": "", "resources": ["configmaps"]}]},
 ]
 OTHERS = {
-    "apiserver": {"files": {"audit-policy.yaml": {"yaml": {"rules": LEVELS}}}},
+    "apiserver": {"settings": {"audit-log-maxsize": 1}, "files": {"audit-policy.yaml": {"yaml": {"rules": LEVELS}}}},
     "controller_manager": {"settings": {"bind-address": "0.0.0.0"}},
     "scheduler": {"config": {"percentageOfNodesToScore": 40}, "files": {"kubeconfig": {"kubeconfig": {"embed": False}}}},
 }
@@ -180,6 +182,20 @@ def test_an_audit_policy_of_ones_own_decides_what_is_logged(others):
     log = others.node.root / "var/log/kubernetes/kube-apiserver/audit.log"
     (line,) = [json.loads(line) for line in log.read_text().splitlines() if marker in line]
     assert line["level"] == "RequestResponse"
+
+
+def test_the_audit_log_begins_anew_at_its_size_and_what_was_written_is_kept(others, tmp_path):
+    """CIS 1.2.19. A megabyte here; request and answer of each of these objects are logged in full."""
+    (tmp_path / "large").write_text("x" * 200_000)
+    words = ["create", "configmap", "large", "--dry-run=server", f"--from-file={tmp_path}/large"]
+    for _ in range(4):
+        others.cluster.kubectl("--server", f"https://{others.node.address}:6443", *words)
+    directory = others.node.root / "var/log/kubernetes/kube-apiserver"
+    kept = [path for path in directory.iterdir() if re.fullmatch(r"audit-.*\.log", path.name)]
+    assert kept
+    for path in [*kept, directory / "audit.log"]:
+        assert path.stat().st_size <= 1024 * 1024
+        assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_uid) == (0o600, (directory / "audit.log").stat().st_uid)
 
 
 def test_a_component_that_binds_all_addresses_is_healthy_at_the_nodes_own(others):

@@ -4,7 +4,6 @@ Every rotation, in which the minion, the master and a node are killed at random 
 Only with KC_SOAK (tests/soak/rotations): a round takes some minutes. A round's choices come from its seed.
 """
 
-import json
 import os
 import random
 import time
@@ -15,7 +14,6 @@ from faults import deaths, inject
 from faults.judge import Judge, Witness
 
 TOP, UNIT = "srv/kubernetes_controller/pki", "rotation"
-ORCHESTRATE = "kubernetes_controller.orchestrate."
 CAS = ("kubernetes", "signer", "etcd", "front-proxy")
 ROTATIONS = (*CAS, "service-account", "encryption")
 VICTIMS = ("minion", "master", "node")
@@ -33,11 +31,9 @@ def world(cluster, new_authority):
 
 def words(name):
     """Return the words of the operator's command."""
-    if name == "encryption":
-        return ["state.orchestrate", f"{ORCHESTRATE}rotate_encryption"]
-    if name == "service-account":
-        return ["state.orchestrate", f"{ORCHESTRATE}rotate_service_account"]
-    return ["state.orchestrate", f"{ORCHESTRATE}rotate_ca", f"pillar={json.dumps({'authority': name})}"]
+    if name in ("encryption", "service-account"):
+        return [f"k8s_rollout.rotate_{name.replace('-', '_')}"]
+    return ["k8s_rollout.rotate_ca", name]
 
 
 def pair(world, name):
@@ -122,7 +118,7 @@ def test_a_rotation_with_three_deaths_in_it_ends_rotated(world, seed):
             for other in cluster.nodes:
                 world.witness.is_read_through(other)
         if name == "encryption" or mark(world, name).exists():  # else it was over, and this would begin another
-            done = cluster.orchestrate(*words(name)[2:], sls=words(name)[:2])
+            done = cluster.orchestrate(sls=words(name))
             assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
         after = {} if name == "encryption" else pair(world, name)
         assert after.keys() == before.keys()
