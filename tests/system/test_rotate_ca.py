@@ -32,7 +32,7 @@ class Client:
         self.kubeconfig.write_bytes((cluster.lab.master.root / "root/.kube/config").read_bytes())
         self.authority.write_bytes((top / "authorities/kubernetes-ca.crt").read_bytes())
         self.kubeconfig.chmod(0o600)
-        self.token = cluster.kubectl("create", "token", "default", "--duration=1h").stdout.strip()
+        self.token = cluster.token()
 
     def by_certificate(self, node):
         return self._asks(node, "--kubeconfig", str(self.kubeconfig))
