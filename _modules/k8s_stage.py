@@ -224,6 +224,8 @@ def start(row, data=None):
     service |= {
         "BindReadOnlyPaths": [*_listed(service.get("BindReadOnlyPaths")), *binds],
         "TemporaryFileSystem": [*_listed(service.get("TemporaryFileSystem")), *(f"{path}:mode=1777" for path in scratch)],
+        # To systemd a path that is writable is not one that is replaced, too: what is live would be written to.
+        "ReadWritePaths": [path for path in _listed(service.get("ReadWritePaths")) if path.lstrip("-+") not in scratch],
         "NetworkNamespacePath": f"/run/netns/{NAMESPACE}",
         "Restart": "no",
         "RuntimeMaxSec": LIFETIME_S,

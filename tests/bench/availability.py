@@ -326,13 +326,14 @@ class Load:
     helpers: list = field(default_factory=list)
 
     def start(self):
-        root, urls = self.lab.master.root / PKI, [f"https://{node.address}:{PORT}" for node in self.lab.nodes]
-        self.authority = root / "authorities/kubernetes-ca.crt"
+        urls = [f"https://{node.address}:{PORT}" for node in self.lab.nodes]
+        self.keep_credentials()
+        self.authority = self.scratch / "kubernetes-ca.crt"
         self.balancer = Balancer(self.lab, self.scratch, self.authority)
         time.sleep(1.5)
         self.balancer.check()
         setting = {
-            "ca": str(self.authority), "certificate": str(root / "admin/admin.crt"), "key": str(root / "admin/admin.key"),
+            "ca": str(self.authority), "certificate": str(self.scratch / "admin.crt"), "key": str(self.scratch / "admin.key"),
             "kubectl": next(word for word in self.lab.kubectl_command() if word.endswith("/kubectl")),
             "scratch": str(self.scratch),
             "addresses": {
@@ -353,6 +354,13 @@ class Load:
         for helper in self.helpers:
             helper.wait()
         self.balancer_cpu_s, self.begun = self.balancer.cpu_s(), time.time()
+
+    def keep_credentials(self):
+        """Copy what clients were given before this roll: it is not theirs to follow what changes on the master."""
+        admin = self.lab.master.root / PKI / "admin"
+        for name in ("kubernetes-ca.crt", "admin.crt", "admin.key"):
+            (self.scratch / name).touch(mode=0o600)
+            (self.scratch / name).write_bytes((admin / name).read_bytes())
 
     def end(self):
         """Return what was seen."""

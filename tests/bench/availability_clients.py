@@ -9,7 +9,8 @@ What a client does by itself, before an application would see a failure:
 
 - ``429`` (or 5xx) with ``Retry-After``: it waits as long as it is told, up to ten times, as client-go does. One that
   holds three addresses goes to the next one instead.
-- A connection that served before and is closed under a request, or a GOAWAY: again on a new connection, at once. That
+- A connection that served before and is closed under a request, or a GOAWAY (also at the first request: the API server
+  sends one to each thousandth, and answers it, but httpx does not wait): again on a new connection, at once. That
   is what Go does for reads; the writes here are by clients that can replay the body and for which "exists already" after
   such a loss is success.
 - A *new* connection that fails: behind the load balancer the application sees it, that is a failure. One that holds
@@ -226,7 +227,7 @@ class Plain(Client):
             answer = self.session.request(verb.upper(), self.address + where, json=body, extensions={"trace": self.trace})
         except self.httpx.TransportError as exc:
             self.open_to = None
-            fresh = self.opened or isinstance(exc, self.httpx.TimeoutException)
+            fresh = (self.opened and not goaway(exc)) or isinstance(exc, self.httpx.TimeoutException)
             raise LostError(f"{type(exc).__name__}: {exc}"[:200], fresh, "GOAWAY" if goaway(exc) else "closed") from exc
         self.open_to = self.address if self.kept and answer.headers.get("connection") != "close" else None
         return answer.status_code, retry_after(answer.headers), answer.text[:160].strip()
@@ -449,8 +450,8 @@ class Watch(Plain):
         if event["type"] == "ERROR":
             self.version = None  # begins anew with what is there now, as an informer does
             self.retries["relist"] += 1
-            # An API server knows no events from before its own start: whoever is pinned to it cannot go on from there.
-            if self.mode != "pinned" or found.get("code") != 410:
+            # An API server knows no events from before its own start: who was away meanwhile cannot go on from there.
+            if found.get("code") != 410:
                 self.fail(now, f"watch: {found.get('code')}: {found.get('message')}")
             return
         self.version = found["metadata"]["resourceVersion"]

@@ -16,6 +16,7 @@ OBJECTS = (
     "certificatesigningrequests", "clusterroles", "clusterrolebindings", "priorityclasses", "flowschemas",
 )  # fmt: skip
 SANDBOX = "kubernetes-rehearsal"
+SANDBOX_OBJECTS = b"rehearsal-"  # what the names of its objects begin with
 ONLY_REHEARSE = {"rollout": {"mode": "manual"}}
 
 
@@ -92,6 +93,8 @@ def rehearse(cluster, node, declared, manual=True):
 
 def test_a_rehearsal_reaches_nobody_and_leaves_nothing(cluster, world):
     node, before, held = world.node, objects(cluster), holders(cluster)
+    log = world.node.root / "var/log/kubernetes/kube-apiserver/audit.log"
+    logged = log.stat().st_size
     with Watch(node) as watch:
         answer = rehearse(cluster, node, flag())
     assert answer.ok, answer.failures
@@ -102,6 +105,9 @@ def test_a_rehearsal_reaches_nobody_and_leaves_nothing(cluster, world):
     after = objects(cluster)
     assert after == before
     assert holders(cluster) == held
+    with log.open("rb") as audit:
+        audit.seek(logged)
+        assert SANDBOX_OBJECTS not in audit.read(), "the rehearsal's API server has a log of its own"
 
 
 def test_one_component_alone_is_rehearsed_with_the_others_as_they_are_live(cluster, world):
