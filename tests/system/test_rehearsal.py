@@ -55,6 +55,12 @@ def objects(cluster):
     return found
 
 
+def all_are_endpoints(cluster):
+    """Tell whether each API server has put its address among those of the cluster; just after a cluster's start they do."""
+    words = "{.subsets[*].addresses[*].ip}"
+    return len(cluster.kubectl("get", "endpoints", "kubernetes", "-o", f"jsonpath={words}").stdout.split()) == len(cluster.nodes)
+
+
 def holders(cluster):
     """Return who holds each lease."""
     leases = json.loads(cluster.kubectl("get", "leases", "-A", "-o", "json").stdout)["items"]
@@ -92,6 +98,7 @@ def rehearse(cluster, node, declared, manual=True):
 
 
 def test_a_rehearsal_reaches_nobody_and_leaves_nothing(cluster, world):
+    cluster.wait_for("all API servers among the endpoints", lambda: all_are_endpoints(cluster))
     node, before, held = world.node, objects(cluster), holders(cluster)
     log = world.node.root / "var/log/kubernetes/kube-apiserver/audit.log"
     logged = log.stat().st_size
