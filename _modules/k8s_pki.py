@@ -3,8 +3,9 @@ The certificates of a cluster, on the master: CAs, shared keys, leaf certificate
 
 One table (``certificates`` and ``deliveries`` of the resolved configuration) is walked by one function. Salt's x509
 states would do the same with a nested state run per file; a hundred files make that the longest part of a rollout.
-A CA, the service-account key and the encryption keys are made once; what was made and is lost is an error. What is
-replaced is kept first (``k8s_kept``); while a CA is being rotated (``k8s_rotation``) minions get several in one file.
+A CA, the service-account key and the encryption keys are made once; what was made and is lost is an error. A leaf
+certificate that is made anew gets a new key. What is replaced is kept first (``k8s_kept``); while a CA is being rotated
+(``k8s_rotation``) minions get several in one file.
 """
 
 import base64
@@ -26,6 +27,7 @@ CURVES = {256: ec.SECP256R1, 384: ec.SECP384R1, 521: ec.SECP521R1}
 USAGES = {"serverAuth": ExtendedKeyUsageOID.SERVER_AUTH, "clientAuth": ExtendedKeyUsageOID.CLIENT_AUTH}
 END = "-----END CERTIFICATE-----\n"
 CLOCK_SKEW = datetime.timedelta(hours=1)
+ANOTHER_KEY = "the key is another"
 DIRECTORIES = ("", "authorities", "shared", "admin", "brought", "hosts")
 
 
@@ -36,7 +38,7 @@ def differences(pki, force=False):
     pki
         The key ``pki`` of the cluster's resolved configuration.
     force
-        Every leaf certificate counts as due for renewal (default False).
+        Every leaf certificate counts as due for renewal, and gets a new key (default False).
 
     Raises CommandExecutionError when something that must never be made anew is lost.
 
@@ -225,10 +227,13 @@ def _encryption(pki):
 
 
 def _leaf(pki, row, force):
+    """A certificate that is made anew gets a new key with it: a stolen one is of no use once its CA is exchanged, too."""
     key_path, path = row["key"], row["path"]
+    why = _leaf_fault(pki, row) or ("its renewal was asked for" if force else None)
     if not os.path.exists(key_path):
         yield key_path, "missing", lambda: _write_key(key_path, pki)
-    why = _leaf_fault(pki, row) or ("its renewal was asked for" if force else None)
+    elif why and why != ANOTHER_KEY:  # a run that is cut off behind this step has left just that
+        yield key_path, why, lambda: _replace(pki, key_path, _new_key(pki))
     if why:
         yield path, why, lambda: _replace(pki, path, _leaf_certificate(pki, row) + _chain(pki, row))
     elif _read(path).partition(END)[2] != _chain(pki, row):
@@ -358,7 +363,7 @@ def _leaf_fault(pki, row):
         return "its key was missing"
     certificate, authority = _certificate(row["path"]), _certificate(f"{pki['directory']}/authorities/{row['authority']}-ca.crt")
     if _public(_key(row["key"])) != _public(certificate):
-        return "the key is another"
+        return ANOTHER_KEY
     if certificate.subject != _name(row["common_name"], row.get("organization")):
         return f"subject was {certificate.subject.rfc4514_string()}"
     if not _is_signed(certificate, authority):
@@ -392,12 +397,16 @@ def _extension(certificate, kind):
 
 
 def _write_key(path, pki):
+    _write(path, _new_key(pki))
+
+
+def _new_key(pki):
     if pki["algorithm"] == "ec":
         key = ec.generate_private_key(CURVES[pki["key_size_bits"]]())
     else:
         key = rsa.generate_private_key(public_exponent=65537, key_size=pki["key_size_bits"])
-    text = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    _write(path, text.decode())
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    return key.private_bytes(encoding, form, serialization.NoEncryption()).decode()
 
 
 def _write(path, text):

@@ -14,7 +14,7 @@ def managed(name, pki, force=False):
     pki
         The key ``pki`` of the cluster's resolved configuration.
     force
-        Renew every leaf certificate now, with its key as it is (default False: those that are due).
+        Renew every leaf certificate now, each with a new key (default False: those that are due).
 
     .. code-block:: yaml
 

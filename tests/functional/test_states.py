@@ -472,26 +472,51 @@ def test_all_certificates_are_made_once_and_fit(node, apply, testmode, pki, reso
         ({"pki": {"certificates": {"apiserver": {"usage": ["serverAuth", "clientAuth"]}}}}, "usage differs"),
     ],
 )
-def test_a_certificate_that_is_declared_otherwise_is_made_anew_with_its_key(node, apply, testmode, pki, tmp_path, layer, reason):
+def test_a_certificate_that_is_declared_otherwise_is_made_anew_with_a_new_key(node, apply, testmode, pki, tmp_path, layer, reason):
     node.state("k8s_pki.managed", **pki())
     share = tmp_path / f"pki/hosts/controller-1/{PKI}"
     key, authority = (share / "apiserver.key").read_text(), (tmp_path / "pki/authorities/kubernetes-ca.crt").read_text()
     again = "days" not in reason  # a lifetime shorter than what has to remain is made anew every time
     ret = apply(testmode, node, "k8s_pki.managed", again=again, **pki(layer))
-    assert ret.changes[str(share / "apiserver.crt")]["old"].endswith(reason)
-    assert (share / "apiserver.key").read_text() == key
+    for kind in ("crt", "key"):
+        assert ret.changes[str(share / f"apiserver.{kind}")]["old"].endswith(reason)
+    assert ((share / "apiserver.key").read_text() == key) is testmode
     assert (tmp_path / "pki/authorities/kubernetes-ca.crt").read_text() == authority
 
 
 def test_a_renewal_that_is_asked_for_makes_every_leaf_anew_and_nothing_else(node, apply, testmode, pki, tmp_path):
     node.state("k8s_pki.managed", **pki())
-    kept = {path: path.read_bytes() for path in (tmp_path / "pki").rglob("*") if path.is_file() and path.suffix != ".crt"}
-    kept |= {path: path.read_bytes() for path in (tmp_path / "pki/authorities").iterdir()}
+    rows = pki()["pki"]["certificates"]
+    leaves = {row[part]: Path(row[part]).read_bytes() for row in rows for part in ("key", "path")}
+    kept = {path: path.read_bytes() for path in (tmp_path / "pki").rglob("*") if path.is_file() and str(path) not in leaves}
+    assert tmp_path / "pki/authorities/kubernetes-ca.key" in kept
+    assert tmp_path / "pki/shared/service-account.key" in kept
     ret = apply(testmode, node, "k8s_pki.managed", again=False, force=True, **pki())
     assert ret.result is (None if testmode else True)
     assert {change["old"] for change in ret.changes.values()} == {"its renewal was asked for"}
-    assert len(ret.changes) == len(pki()["pki"]["certificates"])
+    assert set(ret.changes) == set(leaves)
+    assert {path for path, old in leaves.items() if (Path(path).read_bytes() == old) is not testmode} == set()
     assert kept == {path: path.read_bytes() for path in kept}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "key_why", "why"),
+    [
+        (lambda row: os.unlink(row["key"]), "missing", "its key was missing"),
+        (lambda row: os.unlink(row["path"]), "missing", "missing"),
+        (lambda row: Path(row["key"]).write_text(row["other"]), None, "the key is another"),
+    ],
+    ids=["key lost", "certificate lost", "another key"],
+)
+def test_a_pair_that_is_broken_is_mended_with_the_key_that_is_there_or_a_new_one(node, apply, testmode, pki, spoil, key_why, why):
+    node.state("k8s_pki.managed", **pki())
+    row, other = pki()["pki"]["certificates"][:2]
+    spoil({**row, "other": Path(other["key"]).read_text()})
+    ret = apply(testmode, node, "k8s_pki.managed", **pki())
+    expected_changes = {row["key"]: key_why, row["path"]: why}
+    assert {path: change["old"] for path, change in ret.changes.items()} == {k: v for k, v in expected_changes.items() if v}
+    if not key_why:
+        assert Path(row["key"]).read_text() == Path(other["key"]).read_text()
 
 
 @pytest.mark.parametrize("lost", ["authorities/kubernetes-ca.key", "shared/service-account.key", "shared/encryption-key1"])

@@ -6,6 +6,7 @@ import yaml
 
 RENEW = ["state.orchestrate", "kubernetes_controller.orchestrate.renew"]
 SCHEDULE = "/etc/salt/master.d/kubernetes_controller_renew.conf"
+KEYS = ["var/lib/kubernetes/live/tls.key", "var/lib/kubernetes/live/etcd-client.key", "var/lib/kubernetes-etcd/live/server.key"]
 PORTS = {"etcd": 2379, "kube-apiserver": 6443, "kube-controller-manager": 10257, "kube-scheduler": 10259}
 
 
@@ -47,10 +48,14 @@ def test_all_certificates_are_renewed_when_asked_and_the_record_has_them(cluster
     cluster.pillar(None)
     keys = [(node, component) for node in cluster.nodes for component in PORTS]
     old = {(node.name, component): cluster.serial(node, PORTS[component]) for node, component in keys}
+    key_paths = [node.root / path for node in cluster.nodes for path in KEYS]
+    old_keys = [path.read_text() for path in key_paths]
     done = cluster.orchestrate('pillar={"force": true}', sls=RENEW)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     for node, component in keys:
         assert cluster.serial(node, PORTS[component]) != old[node.name, component], f"{component} of {node.name}"
+    for path, key in zip(key_paths, old_keys, strict=True):
+        assert path.read_text() != key, path
     status, table = cluster.health()
     assert status == 0, table
 

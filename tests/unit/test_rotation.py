@@ -327,13 +327,52 @@ def test_before_the_first_rollout_there_is_nothing_to_rotate(modules, resolve, t
 # -- what is kept, and put back ---------------------------------------------------------------------------------------
 
 
-def test_a_renewed_leaf_is_kept_once(master):
-    name = f"hosts/controller-1/{PKI}/scheduler.crt"
+@pytest.mark.parametrize("kind", ["crt", "key"])
+def test_a_renewed_leaf_is_kept_once(master, kind):
+    name = f"hosts/controller-1/{PKI}/scheduler.{kind}"
     old = master.text(name)
     master.make(force=True)
+    assert master.text(name) != old
     assert kept(master, name) == [old]
     master.make()
     assert kept(master, name) == [old]
+
+
+def test_a_stolen_key_is_worth_nothing_when_its_ca_was_exchanged(master):
+    rows = [row for row in master.pki["certificates"] if row["authority"] == "kubernetes"]
+    leaves = [row[part] for row in rows for part in ("key", "path")]
+    stolen = {Path(path).read_text() for path in leaves}
+    list(master.run(["kubernetes"]))
+    assert len(stolen) == len(leaves) > 10
+    assert not stolen & {Path(path).read_text() for path in leaves}
+
+
+def test_a_renewal_that_is_cut_off_anywhere_leaves_pairs_that_the_next_run_makes_fit(master, kill, monkeypatch):
+    row = next(row for row in master.pki["certificates"] if row["path"].endswith("/scheduler.crt"))
+    pki = {**master.pki, "certificates": [row]}
+    name = os.path.relpath(row["key"], master.root)
+    old = Path(row["key"]).read_text()
+    make = master.modules["k8s_pki.make"]
+    reasons = set()
+    for at in range(1, 50):
+        fresh(master)
+        kill(at)
+        try:
+            done = make(pki, force=True)
+        except Killed:
+            done = None
+        monkeypatch.undo()
+        if done:
+            break
+        cut = Path(row["key"]).read_text()
+        healed = make(pki)
+        assert set(healed) <= {row["path"]}
+        reasons |= set(healed.values())
+        assert public(Path(row["key"]).read_text()) == public(Path(row["path"]).read_text())
+        assert Path(row["key"]).read_text() == cut  # what is there already is not exchanged once more
+        assert cut == old or kept(master, name) == [old]
+    assert reasons == {"the key is another"}
+    assert set(done) == {row["key"], row["path"]}
 
 
 def test_what_was_brought_and_is_exchanged_is_kept_from_the_share(modules, resolve, tmp_path, authorities):
