@@ -31,7 +31,7 @@ ANOTHER_KEY = "the key is another"
 DIRECTORIES = ("", "authorities", "shared", "admin", "brought", "hosts")
 
 
-def differences(pki, force=False):
+def differences(pki, force=False, exists=""):
     """
     Return what is not as declared: a dictionary of path to reason, {} when all is in place. Nothing is written.
 
@@ -39,6 +39,9 @@ def differences(pki, force=False):
         The key ``pki`` of the cluster's resolved configuration.
     force
         Every leaf certificate counts as due for renewal, and gets a new key (default False).
+    exists
+        What shows that the cluster is there already, in words that go on after "but" (default: nothing does). Then what
+        must never be made anew is not made in a directory that has nothing of a cluster (``begun``).
 
     Raises CommandExecutionError when something that must never be made anew is lost.
 
@@ -48,14 +51,14 @@ def differences(pki, force=False):
 
         salt-call --local k8s_pki.differences "$PKI"
     """
-    return {path: why for path, why, _ in _steps(pki, force)}
+    return {path: why for path, why, _ in _steps(pki, force, exists)}
 
 
-def make(pki, force=False):
+def make(pki, force=False, exists=""):
     """
     Make and hand out what is not as declared; each file in one rename, readable by its owner alone.
 
-    pki, force
+    pki, force, exists
         See ``differences``. Returns and raises what that does.
 
     CLI Example:
@@ -67,10 +70,27 @@ def make(pki, force=False):
     done, pki = {}, {**pki, "stamp": __salt__["k8s_kept.now"]()}
     with __salt__["k8s_kept.locked"](pki["directory"]):
         __salt__["k8s_kept.sweep"](pki["directory"])
-        for path, why, step in _steps(pki, force):
+        for path, why, step in _steps(pki, force, exists):
             step()
             done[path] = why
     return done
+
+
+def begun(pki):
+    """
+    Tell whether the directory has anything of a cluster: a CA, a shared key, or what was handed to a minion.
+
+    pki
+        The key ``pki`` of the cluster's resolved configuration.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd k8s_pki.begun "$PKI"
+    """
+    places = (os.path.join(glob.escape(pki["directory"]), place) for place in ("authorities", "shared", "hosts/*/*"))
+    return any(os.path.isfile(path) for place in places for path in glob.iglob(f"{place}/*"))
 
 
 def make_key(pki, path):
@@ -148,7 +168,8 @@ def cross_half(pki, name, present, following):
 # -- the walk: each step is (path, why, function that does it), judged when the ones before it are done ---------------
 
 
-def _steps(pki, force):
+def _steps(pki, force, exists):
+    _refuse_if_lost(pki, exists)
     yield from _directories(pki)
     for name, authority in pki["authorities"].items():
         if authority["managed"] and authority.get("enabled", True):
@@ -271,6 +292,17 @@ def _bundle(source, row):
     if len(set(texts)) == 1:
         return texts[0]
     return "".join(dict.fromkeys(text.strip() + "\n" for text in texts))
+
+
+def _refuse_if_lost(pki, exists):
+    """Raise when the directory has nothing of a cluster that is there already, so that it was lost or is not mounted."""
+    rows = [*pki["authorities"].values(), pki["service_account"], pki["encryption"]]
+    if exists and any(row["managed"] and row.get("enabled", True) for row in rows) and not begun(pki):
+        raise CommandExecutionError(
+            f"{pki['directory']} has none of the cluster's CAs and keys, but {exists}. They are never made anew for a cluster "
+            "that has them: mount the directory, or restore all of it from the backup, and run this again. (Where there is to "
+            'be a new cluster with new CAs: docs/operations.md, "When the whole directory is lost".)'
+        )
 
 
 def _refuse_if_known(pki, path, *witnesses):

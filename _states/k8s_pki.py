@@ -5,7 +5,7 @@ The certificates of a cluster, on the master.
 from salt.exceptions import CommandExecutionError
 
 
-def managed(name, pki, force=False):
+def managed(name, pki, force=False, exists=""):
     """
     Ensure that the CAs, keys and certificates of a cluster exist as declared, and that each minion has its share.
 
@@ -15,6 +15,9 @@ def managed(name, pki, force=False):
         The key ``pki`` of the cluster's resolved configuration.
     force
         Renew every leaf certificate now, each with a new key (default False: those that are due).
+    exists
+        What shows that the cluster is there already, in words that go on after "but", for instance ``kube-apiserver is
+        live on controller-1`` (default: nothing does). Then a directory without any CA or key is an error: it was lost.
 
     .. code-block:: yaml
 
@@ -25,7 +28,7 @@ def managed(name, pki, force=False):
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": ""}
     try:
-        found = __salt__["k8s_pki.differences" if __opts__["test"] else "k8s_pki.make"](pki, force=force)
+        found = __salt__["k8s_pki.differences" if __opts__["test"] else "k8s_pki.make"](pki, force=force, exists=exists)
     except (CommandExecutionError, OSError) as exc:
         return ret | {"result": False, "comment": str(exc)}
     stands = "".join(f" {said}" for said in __salt__["k8s_rotation.status"](name).values())

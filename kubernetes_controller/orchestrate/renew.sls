@@ -1,6 +1,7 @@
 {#- Certificates that are due are renewed, and taken up by a rollout; with pillar='{"force": true}' all leaf certificates are.
     Fit for a schedule of the master: where nothing is due it changes nothing. -#}
 {%- from "kubernetes_controller/map.jinja" import cfg, unready with context %}
+{%- from "kubernetes_controller/orchestrate/exists.jinja" import exists with context %}
 {%- if not cfg %}
 {{ unready }}
 {%- else %}
@@ -13,6 +14,7 @@ Certificates that are due are renewed:
     - name: {{ cfg.pki.directory }}
     - pki: {{ cfg.pki | json }}
     - force: {{ pillar.get("force", false) | json }}
+    - exists: {{ exists(cfg) | trim | json }}
     - order: first
     - require_in:
       - sls: kubernetes_controller.orchestrate.pki

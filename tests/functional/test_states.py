@@ -472,7 +472,7 @@ def test_all_certificates_are_made_once_and_fit(node, apply, testmode, pki, reso
         ({"pki": {"certificates": {"apiserver": {"usage": ["serverAuth", "clientAuth"]}}}}, "usage differs"),
     ],
 )
-def test_a_certificate_that_is_declared_otherwise_is_made_anew_with_a_new_key(node, apply, testmode, pki, tmp_path, layer, reason):
+def test_a_certificate_that_is_declared_otherwise_gets_a_new_key_with_it(node, apply, testmode, pki, tmp_path, layer, reason):
     node.state("k8s_pki.managed", **pki())
     share = tmp_path / f"pki/hosts/controller-1/{PKI}"
     key, authority = (share / "apiserver.key").read_text(), (tmp_path / "pki/authorities/kubernetes-ca.crt").read_text()
@@ -530,6 +530,40 @@ def test_what_must_never_be_made_anew_is_an_error_when_it_is_lost(node, apply, t
         f"` from {tmp_path}/pki/hosts/controller-1/" in ret.comment
     )
     assert not (tmp_path / "pki" / lost).exists()
+
+
+LIVE = "kube-apiserver of this formula is live on controller-1 (/var/lib/kubernetes/live)"
+
+
+@pytest.mark.parametrize("left", ["nothing", "empty directories", "brought"])
+@pytest.mark.parametrize("force", [False, True])
+def test_nothing_is_made_anew_when_the_directory_of_a_cluster_is_lost(node, apply, testmode, pki, tmp_path, left, force):
+    if left == "empty directories":
+        for name in ("authorities", "shared", f"hosts/controller-1/{PKI}"):
+            (tmp_path / "pki" / name).mkdir(parents=True)
+    elif left == "brought":
+        (tmp_path / "pki/brought").mkdir(parents=True)
+        (tmp_path / "pki/brought/oidc-ca.crt").touch()
+    before = sorted(tmp_path.rglob("*"))
+    ret = apply(testmode, node, "k8s_pki.managed", exists=LIVE, force=force, **pki())
+    assert (ret.result, ret.changes) == (False, {})
+    assert ret.comment.startswith(f"{tmp_path}/pki has none of the cluster's CAs and keys, but {LIVE}. They are never made anew")
+    assert "mount the directory, or restore all of it from the backup" in ret.comment
+    assert [path for path in tmp_path.rglob("*") if path not in before and path.name != ".lock"] == []
+
+
+def test_a_cluster_that_is_there_gets_a_ca_that_it_has_not_got_yet(node, apply, testmode, pki, tmp_path):
+    node.state("k8s_pki.managed", **pki({"pki": {"authorities": {"signer": {"enabled": False}}}}))
+    ret = apply(testmode, node, "k8s_pki.managed", exists=LIVE, **pki())
+    assert ret.result is expected(testmode), ret.comment
+    assert f"{tmp_path}/pki/authorities/signer-ca.key" in ret.changes
+
+
+def test_a_cluster_of_which_all_is_brought_has_nothing_to_lose(node, pki):
+    brought = {name: {"managed": False} for name in ("kubernetes", "signer", "etcd", "front-proxy")}
+    layer = {"pki": {"authorities": brought, "service_account": {"managed": False}, "encryption": {"managed": False}}}
+    ret = node.state("k8s_pki.managed", exists=LIVE, **pki(layer))
+    assert "is declared to be brought" in ret.comment
 
 
 def test_brought_files_that_are_not_there_are_named(node, apply, testmode, pki, tmp_path):

@@ -40,7 +40,7 @@ def rendering(new_minion, _kept, declared, helpers):
     """Return a function: a minion (or the master) with this pillar, whose interface has its address."""
     used = []
 
-    def made(layer=None, name="controller-1", pillar=None, serving=(), stale=(), silent=(), **kw):
+    def made(layer=None, name="controller-1", pillar=None, serving=(), stale=(), silent=(), live=(), **kw):
         key = (name, *sorted(kw.items()))
         if key not in _kept:
             _kept[key] = new_minion(name=name, **kw)
@@ -54,11 +54,12 @@ def rendering(new_minion, _kept, declared, helpers):
         one.fake("network.interfaces", return_value={"lo": {"inet": [{"address": "127.0.0.1"}]}, "tap0": facts})
         told = {
             "service.status": lambda node: NO_ANSWER if node in silent else node in serving,
+            "file.is_link": lambda node: NO_ANSWER if node in silent else node in live,
             "k8s_encryption.live": lambda node: LIVE if node in serving else NO_ANSWER,
             "k8s_config.load": lambda node: {"stale": True, "errors": []} if node in stale else {"release": "1.37.2"},
         }
         nodes = [node for node, address in addresses.items() if address]
-        one.fake("saltutil.cmd", lambda tgt, fun, **kw: {node: {"ret": told[fun](node)} for node in nodes})
+        one.asked = one.fake("saltutil.cmd", lambda tgt, fun, **kw: {node: {"ret": told[fun](node)} for node in nodes})
         return one
 
     yield made
@@ -158,6 +159,57 @@ def test_a_node_that_does_not_answer_may_serve(rendering):
         text, _ = rendering(master=True, silent=silent).render(ORCHESTRATE[0])
         assert ("All controllers are set up at once" in text) is (not silent)
         assert ("passed its rehearsal" in text) is bool(silent)
+
+
+def told_to_exist(one, sls):
+    """Return what each state of an orchestration is told of a cluster that is there already."""
+    chunks, errors = one.low(f"kubernetes_controller.orchestrate.{sls}")
+    assert errors == []
+    return {chunk["exists"] for chunk in chunks if (chunk["state"], chunk["fun"]) == ("k8s_pki", "managed")}
+
+
+@pytest.mark.parametrize("sls", ["pki", "renew", "deploy"])
+@pytest.mark.parametrize(
+    ("live", "silent", "says"),
+    [
+        ([], [], ""),
+        ([], ["controller-2"], ""),
+        (
+            ["controller-1", "controller-3"],
+            [],
+            "kube-apiserver of this formula is live on controller-1, controller-3 (/var/lib/kubernetes/live)",
+        ),
+        (
+            ["controller-1"],
+            ["controller-2"],
+            "kube-apiserver of this formula is live on controller-1 (/var/lib/kubernetes/live), and controller-2 did not answer",
+        ),
+        (
+            [],
+            ["controller-1", "controller-2", "controller-3"],
+            "no controller answers whether kube-apiserver is live there (controller-1, controller-2, controller-3)",
+        ),
+    ],
+)
+def test_a_master_without_a_directory_asks_whether_the_cluster_is_there(rendering, tmp_path, sls, live, silent, says):
+    layer = {"pki": {"directory": str(tmp_path / "pki")}}
+    assert told_to_exist(rendering(layer, master=True, live=live, silent=silent), sls) == {says}
+
+
+def test_what_somebody_else_installed_can_be_adopted_with_new_or_brought_cas(rendering, tmp_path):
+    """Its API server serves, but nothing of the formula is live."""
+    layer = {"pki": {"directory": str(tmp_path / "pki")}}
+    nodes = ["controller-1", "controller-2", "controller-3"]
+    assert told_to_exist(rendering(layer, master=True, serving=nodes), "deploy") == {""}
+
+
+@pytest.mark.parametrize("there", ["authorities/kubernetes-ca.crt", "hosts/controller-1/kubernetes_controller_pki/ca.crt"])
+def test_a_master_that_has_a_directory_asks_nobody(rendering, tmp_path, there):
+    (tmp_path / there).parent.mkdir(parents=True)
+    (tmp_path / there).touch()
+    one = rendering({"pki": {"directory": str(tmp_path)}}, master=True, live=["controller-1"])
+    assert told_to_exist(one, "renew") == {""}
+    assert [call.args[1] for call in one.asked.call_args_list] == ["service.status"]
 
 
 @pytest.mark.parametrize("test", [False, True], ids=["real", "testmode"])
