@@ -2,7 +2,7 @@
 Files of the master that nothing can replace: written safely, kept before they are replaced, and put back when lost.
 
 What a file was before is kept below ``kept/STAMP/`` of the directory of certificates, under the path that it had there
-(STAMP is the moment, UTC). Nothing removes that but the operator.
+(STAMP is the moment, UTC). Nothing removes that but the operator; of the operator's kubeconfig the latest stay.
 """
 
 import base64
@@ -68,7 +68,7 @@ def move(source, target):
     return True
 
 
-def keep(directory, path, name=None, stamp=None):
+def keep(directory, path, name=None, stamp=None, most=None):
     """
     Keep what ``path`` is at this moment, dated, before it is replaced or removed. Returns where it is kept.
 
@@ -80,6 +80,8 @@ def keep(directory, path, name=None, stamp=None):
         The path below ``directory`` under which it is kept (default: its own).
     stamp
         The moment (default now), so that what one run replaces is in one place.
+    most
+        How many files are kept under that name; the oldest go (default: all stay).
 
     What is kept under that name with the same content already is not kept twice.
 
@@ -100,6 +102,8 @@ def keep(directory, path, name=None, stamp=None):
             break
     _make_directories(directory, os.path.dirname(target))
     write(target, text)
+    for old in listed(directory, name)[most:] if most else ():
+        os.unlink(old)
     return target
 
 

@@ -12,6 +12,7 @@ import yaml
 from salt.exceptions import CommandExecutionError
 
 SECRET = ("client-key-data", "token", "password")
+KEPT = 5
 
 
 def render(server, cluster, user, authority, certificate, key, embed=True):
@@ -92,8 +93,7 @@ def differences(name, text, mode="0600", user=None, group=None):
     if not os.path.isfile(name):
         return {"file": {"old": None, "new": f"kubeconfig for {_facts(text)['server']}"}}
     changes = {}
-    with salt.utils.files.fopen(name, encoding="utf-8") as handle:
-        present = handle.read()
+    present = _read(name)
     if present != text:
         old, new = _facts(present), _facts(text)
         changes = {k: {"old": old.get(k), "new": new.get(k)} for k in new if old.get(k) != new.get(k)}
@@ -105,7 +105,7 @@ def differences(name, text, mode="0600", user=None, group=None):
     return changes
 
 
-def write(name, text, mode="0600", user=None, group=None):
+def write(name, text, mode="0600", user=None, group=None, keep=None):
     """
     Write ``text`` to ``name`` in one rename, never readable by others in between; a missing directory is made 0700.
 
@@ -114,6 +114,10 @@ def write(name, text, mode="0600", user=None, group=None):
 
     mode, user, group
         Of the file: mode as an octal string (default "0600"), owner and group as they are when not given.
+
+    keep
+        Absolute path of the directory of certificates: what the file was is kept below it first (``k8s_kept``), as
+        ``admin/kubeconfig``, where it is another; the five latest stay. Default: it is not kept.
 
     CLI Example:
 
@@ -125,6 +129,9 @@ def write(name, text, mode="0600", user=None, group=None):
         os.makedirs(os.path.dirname(name), mode=0o700, exist_ok=True)
     except OSError as exc:
         raise CommandExecutionError(f"{exc.filename}: {exc.strerror}") from exc
+    if keep and os.path.isfile(name) and _read(name) != text:
+        with __salt__["k8s_kept.locked"](keep):
+            __salt__["k8s_kept.keep"](keep, name, name="admin/kubeconfig", most=KEPT)
     with salt.utils.files.set_umask(0o077), salt.utils.atomicfile.atomic_open(name, "w") as handle:
         os.fchmod(handle.fileno(), int(mode, 8))
         handle.write(text)
@@ -158,6 +165,11 @@ def certificate(text):
             return handle.read()
     except (OSError, ValueError, KeyError, IndexError, TypeError, yaml.YAMLError):
         return ""
+
+
+def _read(name):
+    with salt.utils.files.fopen(name, encoding="utf-8") as handle:
+        return handle.read()
 
 
 def _facts(text):

@@ -5,7 +5,7 @@ Manage kubeconfigs.
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 
-def managed(name, server, cluster, user, authority, certificate, key, embed=True, mode="0600", owner=None, group=None):
+def managed(name, server, cluster, user, authority, certificate, key, embed=True, mode="0600", owner=None, group=None, keep=None):
     """
     Ensure that the kubeconfig at ``name`` leads to ``server`` as the holder of ``certificate``.
 
@@ -22,6 +22,9 @@ def managed(name, server, cluster, user, authority, certificate, key, embed=True
         True (default): the file holds the credentials. False: it names their paths.
     mode, owner, group
         Of the file: mode as an octal string (default "0600"), owner and group as they are when not given.
+    keep
+        The directory of certificates below which a file with another content is kept before it is overwritten; the five
+        latest stay (default: it is not kept).
 
     .. code-block:: yaml
 
@@ -49,7 +52,7 @@ def managed(name, server, cluster, user, authority, certificate, key, embed=True
     if __opts__["test"]:
         return ret | {"result": None, "comment": f"{name} would be written."}
     try:
-        __salt__["k8s_kubeconfig.write"](name, wanted, mode=mode, user=owner, group=group)
+        __salt__["k8s_kubeconfig.write"](name, wanted, mode=mode, user=owner, group=group, keep=keep)
     except (CommandExecutionError, OSError) as exc:
         return ret | {"result": False, "changes": {}, "comment": f"{name} was not written: {exc}"}
     return ret | {"comment": f"{name} was written."}

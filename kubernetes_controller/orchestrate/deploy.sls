@@ -37,7 +37,9 @@ Every controller has the {{ kind }} of the formula:
     - parallel: True
 {%- endfor %}
 
+{%- set last = namespace(kind="salt", id="All controllers are set up at once, as nothing serves yet") %}
 {%- if unsynced %}
+{%- set last.kind, last.id = "test", "What the controllers would change is not knowable yet" %}
 
 What the controllers would change is not knowable yet:
   test.show_notification:
@@ -83,7 +85,7 @@ What is declared for every controller passed its rehearsal:
     - require:
       - salt: What is declared for every controller fits together
 
-{%- set last = namespace(id="What is declared for every controller passed its rehearsal") %}
+{%- set last.id = "What is declared for every controller passed its rehearsal" %}
 {%- for phase in cfg.phases %}
 {%- for node in nodes %}
 
@@ -109,6 +111,7 @@ Every component of every controller serves:
     - pillar: {{ once | json }}
     - require:
       - salt: {{ last.id }}
+{%- set last.id = "Every component of every controller serves" %}
 {%- endif %}
 
 {%- if cfg.admin.kubeconfig %}
@@ -122,7 +125,9 @@ The operator has a kubeconfig on the master:
     - authority: {{ cfg.admin.authority }}
     - certificate: {{ cfg.admin.certificate }}
     - key: {{ cfg.admin.key }}
+    - keep: {{ cfg.pki.directory }}
     - require:
       - sls: kubernetes_controller.orchestrate.pki
+      - {{ last.kind }}: {{ last.id }}
 {%- endif %}
 {%- endif %}

@@ -181,6 +181,28 @@ def test_a_kubeconfig_is_written_once(node, apply, testmode, kubeconfig):
     assert ret.result is expected(testmode)
 
 
+def test_a_kubeconfig_that_was_another_is_kept_and_only_the_latest_are(node, apply, testmode, kubeconfig, tmp_path):
+    kubeconfig |= {"keep": str(tmp_path / "pki")}
+    (tmp_path / "pki").mkdir()
+    (tmp_path / "admin").mkdir()
+    Path(kubeconfig["name"]).write_text("of the operator, mode 0644")
+    os.chmod(kubeconfig["name"], 0o644)
+    apply(testmode, node, "k8s_kubeconfig.managed", **kubeconfig)
+    kept = list((tmp_path / "pki/kept").glob("*/admin/kubeconfig"))
+    assert [path.read_text() for path in kept] == ([] if testmode else ["of the operator, mode 0644"])
+    assert [path.stat().st_mode & 0o777 for path in kept] == ([] if testmode else [0o600])
+    for number in range(8):
+        apply(testmode, node, "k8s_kubeconfig.managed", **{**kubeconfig, "user": f"user-{number}"})
+    assert len(list((tmp_path / "pki/kept").glob("*/admin/kubeconfig"))) == (0 if testmode else 5)
+
+
+def test_a_kubeconfig_with_another_mode_only_is_not_kept(node, kubeconfig, tmp_path):
+    node.state("k8s_kubeconfig.managed", **kubeconfig)
+    os.chmod(kubeconfig["name"], 0o644)
+    assert node.state("k8s_kubeconfig.managed", keep=str(tmp_path / "pki"), **kubeconfig).changes
+    assert not (tmp_path / "pki").exists()
+
+
 @pytest.mark.parametrize(
     ("other", "changes"),
     [

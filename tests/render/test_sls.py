@@ -154,6 +154,28 @@ def test_the_orchestration_renders_on_the_master(rendering, cluster, serving, te
     assert errors == []
 
 
+@pytest.mark.parametrize(
+    ("serving", "test", "stale", "last"),
+    [
+        ((), False, (), "All controllers are set up at once, as nothing serves yet"),
+        (("controller-1",), False, (), "Every component of every controller serves"),
+        (("controller-1",), True, (), "Every component of every controller serves"),
+        (("controller-1",), True, ("controller-2",), "What the controllers would change is not knowable yet"),
+    ],
+    ids=["idle", "serving", "test run", "unsynced test run"],
+)
+@pytest.mark.parametrize("sls", ["deploy", "renew"])
+def test_the_operators_kubeconfig_waits_for_the_end_of_the_rollout(rendering, serving, test, stale, last, sls):
+    one = rendering(master=True, serving=serving, test=test, stale=stale)
+    chunks, errors = one.low(f"kubernetes_controller.orchestrate.{sls}")
+    assert errors == []
+    (chunk,) = (chunk for chunk in chunks if chunk["state"] == "k8s_kubeconfig")
+    required = {name for requisite in chunk["require"] for name in requisite.values()}
+    assert required == {"kubernetes_controller.orchestrate.pki", last}
+    assert last in [chunk["__id__"] for chunk in chunks]
+    assert chunk["keep"] == "/srv/kubernetes_controller/pki"
+
+
 def test_a_node_that_does_not_answer_may_serve(rendering):
     for silent in ([], ["controller-2"], ["controller-1", "controller-2", "controller-3"]):
         text, _ = rendering(master=True, silent=silent).render(ORCHESTRATE[0])

@@ -375,6 +375,15 @@ def test_a_renewal_that_is_cut_off_anywhere_leaves_pairs_that_the_next_run_makes
     assert set(done) == {row["key"], row["path"]}
 
 
+def test_of_what_is_kept_in_a_bounded_number_the_oldest_goes(modules, tmp_path):
+    path = tmp_path / "kubeconfig"
+    for day in range(1, 8):
+        path.write_text(f"of day {day}")
+        modules["k8s_kept.keep"](str(tmp_path), str(path), name="admin/kubeconfig", stamp=f"2026110{day}T000000Z", most=5)
+    found = modules["k8s_kept.listed"](str(tmp_path), "admin/kubeconfig")
+    assert [Path(one).read_text() for one in found] == [f"of day {day}" for day in (7, 6, 5, 4, 3)]
+
+
 def test_what_was_brought_and_is_exchanged_is_kept_from_the_share(modules, resolve, tmp_path, authorities):
     layer = {"pki": {"directory": str(tmp_path / "pki"), "authorities": {"front-proxy": {"managed": False}}}}
     pki = resolve(ONE, layer, node=None)["pki"]
