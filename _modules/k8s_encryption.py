@@ -19,6 +19,25 @@ MARK = b"k8s:enc:"
 # What the API server writes before an encrypted value, by provider (k8s.io/apiserver, pkg/server/options/encryptionconfig).
 VERSIONS = {"secretbox": "v1", "aescbc": "v1", "aesgcm": "v1", "kms": "v2"}
 PAGE = 200
+# Where what the API server has compiled in lies in etcd, if not under its plural (k8s.io/kubernetes 1.37.2,
+# pkg/kubeapiserver/default_storage_factory_builder.go, SpecialDefaultResourcePrefixes).
+PLACES = {
+    "replicationcontrollers": "controllers",
+    "endpoints": "services/endpoints",
+    "nodes": "minions",
+    "services": "services/specs",
+    "ingresses.networking.k8s.io": "ingress",
+}
+# The groups with a dot that it has compiled in and stores without the name of the group (pkg/apis/*/register.go there).
+BUILT_IN = frozenset(
+    f"{name}.k8s.io"
+    for name in (
+        "admissionregistration", "authentication", "authorization", "certificates", "coordination", "discovery", "events",
+        "flowcontrol.apiserver", "internal.apiserver", "lifecycle", "networking", "node", "rbac.authorization", "resource",
+        "scheduling", "storage", "storagemigration",
+    )
+)  # fmt: skip
+WITH_GROUP = ("apiextensions.k8s.io", "apiregistration.k8s.io")  # of servers that are compiled in, stored as custom ones are
 
 
 def live():
@@ -216,10 +235,22 @@ def _strangers(row, resource, pairs):
 
 
 def _prefixes(row, resource):
-    """Return the prefixes under which etcd may hold a resource: of the built-in ones, and of those with a group of their own."""
+    """
+    Return the prefixes under which etcd may hold a resource.
+
+    What is compiled in lies under its plural, but for ``PLACES``, which are those of the API server's storage factory;
+    a custom resource under its group and its plural (k8s.io/apiserver, pkg/server/options/etcd.go, SimpleStorageFactory). A
+    group below k8s.io that is not known may be one of the community's custom ones, or compiled into a newer API server: both
+    places count.
+    """
     root = __salt__["k8s_generation.flags"](row["home"]).get("etcd-prefix", "/registry")
     name, _, group = resource.partition(".")
-    return [f"{root}/{name}/".encode(), *([f"{root}/{group}/{name}/".encode()] if group else [])]
+    places = []
+    if "." not in group or group.endswith(".k8s.io") and group not in WITH_GROUP:
+        places.append(PLACES.get(resource, name))
+    if "." in group and group not in BUILT_IN:
+        places.append(f"{group}/{name}")
+    return [f"{root}/{place}/".encode() for place in places]
 
 
 def _stored(row, prefix):
