@@ -58,7 +58,7 @@ def live():
 
 def plan(declared, lives):
     """
-    Return the steps from the live configurations to the declared one: a list of ``step`` and ``encryption``.
+    Return ``steps`` from the live configurations to the declared one, a list of ``step`` and ``encryption``, and ``fault``.
 
     declared
         The pillar's ``encryption`` (list): resources and providers with names of keys.
@@ -67,7 +67,8 @@ def plan(declared, lives):
 
     ``add``: the new keys are readable everywhere. ``promote``: they write. ``rewrite``: what is stored is written anew (it
     has no configuration of its own). ``drop``: the declared configuration, without the former keys. A rotation that was
-    cut off goes on where it was; [] when nothing is to do.
+    cut off goes on where it was; [] when nothing is to do. ``fault`` is the sentence for the operator when keys cannot be
+    exchanged, "" otherwise: where a wildcard is live or declared, nothing can prove that the former keys are out of use.
 
     CLI Example:
 
@@ -77,10 +78,14 @@ def plan(declared, lives):
     """
     wanted, steps = _flat(declared), []
     resources = list(dict.fromkeys([*wanted, *(resource for one in lives.values() for resource in one)]))
-    target = {resource: wanted.get(resource, [PLAIN]) for resource in resources}
-    present = [{resource: one.get(resource, [PLAIN]) for resource in resources} for one in lives.values()]
+    target = {resource: _read_with(wanted, resource) for resource in resources}
+    present = [{resource: _read_with(one, resource) for resource in resources} for one in lives.values()]
     if all(one == target for one in present):
-        return []
+        return {"steps": [], "fault": ""}
+    wildcards = [resource for resource in resources if "*" in resource]
+    if wildcards:
+        changed = [resource for resource in resources if any(one[resource] != target[resource] for one in present)]
+        return {"steps": [], "fault": _unprovable(wildcards, changed)}
     known = {resource: _union([one[resource] for one in present]) for resource in resources}
     promoted = {resource: _union([target[resource], known[resource]]) for resource in resources}
     if any(pair not in one[resource] for one in present for resource in resources for pair in target[resource]):
@@ -90,27 +95,31 @@ def plan(declared, lives):
         steps.append({"step": "promote", "encryption": _nested(promoted)})
     steps.append({"step": "rewrite", "encryption": None})
     steps.append({"step": "drop", "encryption": declared})
-    return steps
+    return {"steps": steps, "fault": ""}
 
 
-def left(row):
+def left(row=None):
     """
     Return how many stored objects are not under the key that the live configuration writes with: {resource: number}.
 
     row
-        The row of kube-apiserver in the configuration's ``components``, or its ``api`` part. etcd itself is asked.
+        The row of kube-apiserver in the configuration's ``components``, or its ``api`` part; without it, it is taken from
+        the pillar.
+
+    etcd itself is asked; {} says that it holds none.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt 'controller-1' k8s_encryption.left "$ROW"
+        salt 'controller-1' k8s_encryption.left
     """
+    row = row or _api()
     found = {resource: len(_strangers(row, resource, pairs)) for resource, pairs in _flat(_configured(row)).items()}
     return {resource: number for resource, number in found.items() if number}
 
 
-def rewrite(row):
+def rewrite(row=None):
     """
     Write what ``left`` counts anew, so that it is stored under the first key. Returns {resource: number written}.
 
@@ -125,9 +134,9 @@ def rewrite(row):
 
     .. code-block:: bash
 
-        salt 'controller-1' k8s_encryption.rewrite "$ROW"
+        salt 'controller-1' k8s_encryption.rewrite
     """
-    done = {}
+    row, done = row or _api(), {}
     for resource, pairs in _flat(_configured(row)).items():
         for place in _strangers(row, resource, pairs):
             _put_back(row, _collection(row, resource), place)
@@ -196,6 +205,19 @@ def _nested(flat):
         else:
             entries.append({"resources": [resource], "providers": providers})
     return entries
+
+
+def _read_with(flat, resource):
+    """Return the pairs of the first row that counts for a resource; what no row counts for is plain."""
+    return next((pairs for pattern, pairs in flat.items() if __salt__["k8s_overlap.covers"](pattern, resource)), [PLAIN])
+
+
+def _unprovable(wildcards, changed):
+    return (
+        f"kubernetes_controller:encryption: the keys of {', '.join(changed)} would change while {', '.join(wildcards)} is live "
+        "or declared, and of a wildcard it cannot be proven that etcd holds nothing under a former key; name each resource, or "
+        "exchange the keys by hand (docs/operations.md, Rotating encryption keys)."
+    )
 
 
 def _union(lists):

@@ -29,6 +29,11 @@ def encryption(modules):
         def __getattr__(self, name):
             return modules[f"k8s_encryption.{name}"]
 
+        def plan(self, declared, lives):
+            answer = modules["k8s_encryption.plan"](declared, lives)
+            assert answer["fault"] == ""
+            return answer["steps"]
+
         def flat(self, entries):
             """What ``live`` says of a node that has this configuration."""
             found = {}
@@ -68,6 +73,48 @@ def test_a_resource_that_joins_is_read_everywhere_before_it_is_encrypted(encrypt
     both = [entry(box("key1"), PLAIN, resources=["secrets", "configmaps"])]
     add = encryption.plan(both, encryption.lives(OLD, OLD, OLD))[0]["encryption"]
     assert add == [entry(box("key1"), PLAIN), entry(PLAIN, box("key1"), resources=["configmaps"])]
+
+
+@pytest.mark.parametrize(
+    ("live", "declared", "names"),
+    [
+        ([entry(box("key1"), PLAIN, resources=["*.*"])], [entry(box("key2"), PLAIN)], "the keys of secrets, *.* would change"),
+        ([entry(box("key1"), PLAIN, resources=["*."])], [entry(box("key2"), PLAIN)], "the keys of secrets, *. would change"),
+        (
+            [entry(box("key1"), PLAIN, resources=["*.*"])],
+            [entry(box("key2"), PLAIN), entry(box("key1"), PLAIN, resources=["*.*"])],
+            "the keys of secrets would change while *.* is live or declared",
+        ),
+        (OLD, [entry(box("key1"), PLAIN, resources=["*.*"])], "the keys of *.* would change"),
+        (
+            [*OLD, entry(box("key1"), PLAIN, resources=["*.apps"])],
+            [entry(box("key2"), PLAIN, resources=["secrets"]), entry(box("key1"), PLAIN, resources=["*.apps"])],
+            "the keys of secrets would change while *.apps is live or declared",
+        ),
+        (
+            [entry(box("key1"), PLAIN, resources=["*.apps"])],
+            [entry(box("key2"), PLAIN, resources=["deployments.apps"]), entry(box("key1"), PLAIN, resources=["*.apps"])],
+            "the keys of deployments.apps would change while *.apps is live or declared",
+        ),
+    ],
+)
+def test_keys_are_not_exchanged_beside_a_wildcard(modules, encryption, live, declared, names):
+    plan = modules["k8s_encryption.plan"](declared, encryption.lives(live, live, live))
+    assert plan["steps"] == []
+    assert plan["fault"].startswith(f"kubernetes_controller:encryption: {names}")
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        [entry(box("key1"), PLAIN, resources=["*.*"])],
+        [entry(box("key1"), PLAIN), entry(box("key1"), PLAIN, resources=["*.*"])],
+        [entry(box("key1"), PLAIN, resources=["deployments.apps", "*."]), entry(box("key1"), PLAIN, resources=["*.*"])],
+    ],
+)
+def test_what_a_wildcard_says_of_a_resource_counts(encryption, declared):
+    live = [entry(box("key1"), PLAIN, resources=["*.*"])]
+    assert encryption.plan(declared, encryption.lives(live, live, live)) == []
 
 
 @pytest.mark.parametrize("declared", [NEW, [entry({"aescbc": {"keys": ["key9"]}}, box("key1"), PLAIN)], NONE])
@@ -190,3 +237,11 @@ def test_what_etcd_holds_is_asked_to_the_last_page(encryption, etcd):
     for number in range(450):
         held.put(f"/registry/minions/node-{number}", "key1" if number % 3 == 0 else "key2")
     assert encryption.left(held.row) == {"nodes": 150}
+
+
+def test_the_row_of_the_pillar_is_the_one_that_is_asked_by_hand(encryption, etcd, node):
+    """As docs/security.md has it: salt controller-1 k8s_encryption.left"""
+    held = etcd("secrets")
+    held.put("/registry/secrets/a/b")
+    node.fake("k8s_config.load", return_value={"components": {"kube-apiserver": held.row}})
+    assert encryption.left() == encryption.rewrite() == {"secrets": 1}
