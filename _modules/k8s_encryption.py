@@ -56,6 +56,26 @@ def live():
     return {"serves": __salt__["k8s_health.serves"](row), "providers": _flat(_configured(row))}
 
 
+def resources(row=None):
+    """
+    Return the resources that the live configuration names, also those that it stores plain; [] where it is not readable.
+
+    row
+        See ``left``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_encryption.resources
+    """
+    row = row or _api()
+    try:
+        return list(_flat(_configured(row)))
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):  # what is live may be what is to be repaired
+        return []
+
+
 def plan(declared, lives):
     """
     Return ``steps`` from the live configurations to the declared one, a list of ``step`` and ``encryption``, and ``fault``.
