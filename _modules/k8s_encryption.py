@@ -158,8 +158,10 @@ def rewrite(row=None):
     """
     row, done = row or _api(), {}
     for resource, pairs in _flat(_configured(row)).items():
-        for place in _strangers(row, resource, pairs):
-            _put_back(row, _collection(row, resource), place)
+        places = _strangers(row, resource, pairs)
+        collection = _collection(row, resource) if places else None
+        for place in places:
+            _put_back(row, collection, place)
             done[resource] = done.get(resource, 0) + 1
     return done
 
@@ -314,15 +316,22 @@ def _stored(row, prefix):
 
 
 def _collection(row, resource):
-    """Return the API path of a resource (list of what stands before and after the namespace)."""
+    """Return the API path of a resource's version, and its plural (what stands before and after the namespace)."""
     name, _, group = resource.partition(".")
-    root = "/api/v1"
-    if group:
-        answer = __salt__["k8s_health.api"](row, f"/apis/{group}")
-        if answer["status"] != 200:
-            raise CommandExecutionError(f"{resource}: the API server said {answer['status']} to /apis/{group}")
-        root = f"/apis/{json.loads(answer['body'])['preferredVersion']['groupVersion']}"
-    return root, name
+    if not group:
+        return "/api/v1", name
+    for version in _asked(row, resource, f"/apis/{group}")["versions"]:
+        root = f"/apis/{version['groupVersion']}"
+        if name in [one["name"] for one in _asked(row, resource, root)["resources"]]:
+            return root, name
+    raise CommandExecutionError(f"{resource}: the API server has no such resource, but etcd holds some of it.")
+
+
+def _asked(row, resource, path):
+    answer = __salt__["k8s_health.api"](row, path)
+    if answer["status"] != 200:
+        raise CommandExecutionError(f"{resource}: the API server said {answer['status']} to {path}")
+    return json.loads(answer["body"])
 
 
 def _put_back(row, collection, place):

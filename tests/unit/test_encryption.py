@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from salt.exceptions import CommandExecutionError
 
 NODES = ("controller-1", "controller-2", "controller-3")
 
@@ -143,6 +144,7 @@ class Etcd:
 
     def __init__(self, node, home, resources):
         self.held, self.asked, self.node = {}, [], node
+        self.served = [resource.partition(".")[0] for resource in resources]
         self.config = home / "encryption.yaml"
         providers = [{"secretbox": {"keys": [{"name": "key2", "secret": "x"}, {"name": "key1", "secret": "y"}]}}, PLAIN]
         self.config.write_text(yaml.safe_dump({"resources": [{"resources": resources, "providers": providers}]}))
@@ -165,9 +167,12 @@ class Etcd:
 
     def api(self, row, path, method="GET", body=None):
         self.asked.append(f"{method} {path}")
-        if path.count("/") == 2:
-            return {"status": 200, "body": json.dumps({"preferredVersion": {"groupVersion": f"{path[6:]}/v1"}})}
-        return {"status": 200, "body": "{}"}
+        answer = {}
+        if path.startswith("/apis/") and path.count("/") == 2:
+            answer = {"versions": [{"groupVersion": f"{path[6:]}/{version}"} for version in ("v2", "v1")]}
+        elif path.startswith("/apis/") and path.count("/") == 3:
+            answer = {"resources": [{"name": name} for name in self.served if path.endswith("/v1")]}
+        return {"status": 200, "body": json.dumps(answer)}
 
 
 @pytest.fixture
@@ -245,3 +250,11 @@ def test_the_row_of_the_pillar_is_the_one_that_is_asked_by_hand(encryption, etcd
     held.put("/registry/secrets/a/b")
     node.fake("k8s_config.load", return_value={"components": {"kube-apiserver": held.row}})
     assert encryption.left() == encryption.rewrite() == {"secrets": 1}
+
+
+def test_what_etcd_holds_and_the_api_has_not_is_named(encryption, etcd):
+    held = etcd("things.example.com")
+    held.put("/registry/example.com/things/a/b")
+    held.served = ["others"]
+    with pytest.raises(CommandExecutionError, match="^things.example.com: the API server has no such resource"):
+        encryption.rewrite(held.row)
