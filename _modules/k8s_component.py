@@ -24,7 +24,7 @@ def process(name):
     Return what systemd knows of the unit ``name``.
 
     A dictionary: ``state`` (active, activating, inactive, failed …), ``pid`` (int, 0 without a process),
-    ``started`` (seconds since the epoch, or None), ``restarts`` (int), ``binary`` (path of the running executable or
+    ``started`` (in seconds of ``time.monotonic``, or None), ``restarts`` (int), ``binary`` (path of the running executable or
     None), ``unit`` (path of the unit file or ""), ``enabled`` (bool).
 
     name
@@ -44,7 +44,7 @@ def process(name):
         "state": shown.get("ActiveState", "unknown"),
         "substate": shown.get("SubState", "unknown"),
         "pid": pid,
-        "started": time.time() - time.monotonic() + since / 1e6 if pid and since else None,
+        "started": since / 1e6 if pid and since else None,
         "restarts": int(shown.get("NRestarts", 0)),
         "binary": _executable(pid) if pid else None,
         "unit": shown.get("FragmentPath", ""),
@@ -239,7 +239,7 @@ def complaint(name, since=None):
     Return the last line of the unit's journal that tells why it failed (str), or "" when none does.
 
     since
-        Look only at lines from then on (seconds since the epoch).
+        Look only at lines from then on (in seconds of ``time.monotonic``).
 
     name
         The component, which is also the name of its unit.
@@ -252,7 +252,7 @@ def complaint(name, since=None):
     """
     command = ["journalctl", "--no-pager", "-o", "cat", "-n", "300", "-u", f"{name}.service"]
     if since:
-        command.append(f"--since=@{int(since)}")
+        command.append(f"--since=@{int(time.time() - time.monotonic() + since)}")
     answer = __salt__["cmd.run_all"](command, python_shell=False, ignore_retcode=True, output_loglevel="quiet")
     lines = [line for line in answer["stdout"].splitlines() if line[:1].strip()]  # help texts are indented
     for telling in (VERDICT, TELLING):

@@ -17,6 +17,7 @@ import re
 import shlex
 import shutil
 import tempfile
+import time
 
 import salt.utils.atomicfile
 import salt.utils.files
@@ -299,7 +300,8 @@ def prepare(row):
     Write the declared generation beside the others, in a directory of its own, and return its name.
 
     It is written under another name, synced, and renamed, so that a directory with a generation's name is whole.
-    Nothing is ever written into one that exists: a damaged one is left where it is and a new one gets a number.
+    Nothing is ever written into one that exists: a damaged one is left where it is and a new one gets a number. Of those
+    that were never promoted no more are left than the pillar keeps.
 
     row
         A row of the configuration's ``components``.
@@ -340,6 +342,7 @@ def prepare(row):
         shutil.rmtree(scratch, ignore_errors=True)
         raise CommandExecutionError(f"{scratch}: {exc.strerror}. Nothing was promoted.") from exc
     _sync(parent)
+    prune(row["home"], max(row["keep_generations"], 2) + 1)
     return name
 
 
@@ -468,7 +471,8 @@ def prune(home, keep):
 
 def promoted_at(home):
     """
-    Return when the link ``live`` below ``home`` was last moved (seconds since the epoch), or None.
+    Return when the link ``live`` below ``home`` was last moved (in seconds of ``time.monotonic``, less than 0 for before
+    this boot, never later than now), or None.
 
     home
         Directory of the component's generations (its row's ``home``).
@@ -480,7 +484,7 @@ def promoted_at(home):
         salt 'controller-1' k8s_generation.promoted_at /var/lib/kubernetes
     """
     try:
-        return os.lstat(os.path.join(home, "live")).st_mtime
+        return time.monotonic() - max(0, time.time() - os.lstat(os.path.join(home, "live")).st_mtime)
     except OSError:
         return None
 

@@ -5,6 +5,7 @@ Everything is asked at the address and port that the live flags bind, verified a
 only the status 200 counts. Proxies of the environment are never used.
 """
 
+import contextlib
 import datetime
 import http.client
 import json
@@ -66,7 +67,8 @@ def probe(row, since=None, thorough=False):
     row
         A row of the configuration's ``components``; flags are read from the generation that is live.
     since
-        The main process must have started after this moment (seconds since the epoch).
+        The main process must have started after this moment (in seconds of ``time.monotonic``, which no clock that is
+        set can move).
     thorough
         Ask also what costs the component something: which encryption configuration is in use (default False).
 
@@ -83,7 +85,7 @@ def probe(row, since=None, thorough=False):
     if not found["pid"]:
         complaint = __salt__["k8s_component.complaint"](_unit(row))
         return _no(f"no process (unit is {found['state']})" + (f": {complaint}" if complaint else ""))
-    if since and (found["started"] or 0) < since:
+    if since is not None and (found["started"] or 0) < since:
         return _no("the former process still runs")
     released = __salt__["k8s_generation.release"](row["home"])
     if found["binary"] and os.path.basename(found["binary"]).split(" ")[0] != row["name"]:
@@ -345,12 +347,14 @@ def ask(address, port, path, authority=None, pair=None):
     return {"status": answer["status"], "body": answer["body"]}
 
 
-def serves(row):
+def serves(row, patience_s=0):
     """
     Tell whether a component answers its probe right now, whatever generation it runs.
 
     row
         A row of the configuration's ``components``.
+    patience_s
+        How long one that runs may be silent until it counts as one that does not serve, in seconds (default 0).
 
     CLI Example:
 
@@ -362,10 +366,14 @@ def serves(row):
     if not flags:
         return False
     pair = (flags["peer-cert-file"], flags["peer-key-file"]) if row["name"] == "etcd" else None
-    try:
-        return _ask(row, flags, row["probe"]["path"], pair=pair, verify=False)["status"] == 200
-    except (OSError, ssl.SSLError, http.client.HTTPException):
-        return False
+    deadline = time.monotonic() + patience_s
+    while True:
+        with contextlib.suppress(OSError, ssl.SSLError, http.client.HTTPException):
+            if _ask(row, flags, row["probe"]["path"], pair=pair, verify=False)["status"] == 200:
+                return True
+        if time.monotonic() >= deadline or not __salt__["k8s_component.process"](_unit(row))["pid"]:
+            return False
+        time.sleep(0.5)
 
 
 def foreign_serves(row, directory):

@@ -14,7 +14,8 @@ import salt.utils.files
 from salt.exceptions import CommandExecutionError
 
 STAMPS = "rehearsed.json"
-ORDER = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+API, CONTROLLERS = "kube-apiserver", ("kube-controller-manager", "kube-scheduler")
+ORDER = ("etcd", API, *CONTROLLERS)
 SLOW_S = 12  # a copy of large data takes longer to be ready; until then it is looked why
 
 
@@ -33,8 +34,8 @@ def due(components):
     components
         Rows of the configuration's ``components`` (dict).
 
-    These are all that differ from what is live, where one of them did not pass yet: what passed before takes part again, as
-    the others are to work with it and not with what is live. Nothing is due on a node where nothing of it runs yet.
+    These are all that differ from what is live, unless they passed together, on the data that what is live now has written.
+    Nothing is due on a node where nothing of it runs yet, nor a controller where there is no API server for it.
 
     CLI Example:
 
@@ -49,25 +50,11 @@ def due(components):
         changes = __salt__["k8s_generation.differences"](row) if row["rehearsal"]["enabled"] else {}
         if changes:
             found[name] = changes["generation"]["new"]
-    return {} if all(stamped(components[name], generation) for name, generation in found.items()) else found
-
-
-def stamped(row, generation):
-    """
-    Tell whether a generation passed its rehearsal on this node.
-
-    row
-        A row of the configuration's ``components``.
-    generation
-        Its name or digest.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt 'controller-1' k8s_rehearsal.stamped "$ROW" 3f9c0d1e2b3a4c5d
-    """
-    return generation.partition(".")[0] in _stamps(row["home"])
+    if API not in found:
+        found = {name: generation for name, generation in found.items() if not _is_without_api(components[name])}
+    stamps = [_stamp_of(components[name], generation) for name, generation in found.items()]
+    together = all(found.items() <= stamp["cast"].items() for stamp in stamps)
+    return {} if together and all(_still_holds(components, stamp) for stamp in stamps) else found
 
 
 def needed(row, generation):
@@ -79,7 +66,8 @@ def needed(row, generation):
     generation
         Its name.
 
-    Not where nothing of the component is live that a fault could stop, nor what is live already or passed before.
+    Not where nothing of the component is live that a fault could stop, nor what is live already, nor what passed before with
+    the others as they are or are declared, on the data that what is live has written; nor a controller without an API server.
 
     CLI Example:
 
@@ -88,28 +76,27 @@ def needed(row, generation):
         salt 'controller-1' k8s_rehearsal.needed "$ROW" 3f9c0d1e2b3a4c5d
     """
     live = __salt__["k8s_generation.links"](row["home"])["live"]
-    return bool(row["rehearsal"]["enabled"] and live and live != generation and not stamped(row, generation))
+    if not row["rehearsal"]["enabled"] or not live or live == generation:
+        return False
+    return not _is_without_api(row) and not _still_holds(_with(row), _stamp_of(row, generation))
 
 
-def ensure(row):
+def alone(row):
     """
-    Rehearse the declared generation of one component where that is due, with the others as they are live.
+    Rehearse the declared generation of one component, with the others as they are live.
 
     row
         A row of the configuration's ``components``.
 
-    Returns what ``perform`` does, or {} where nothing is due. Raises what that does.
+    Returns and raises what ``perform`` does.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt 'controller-1' k8s_rehearsal.ensure "$ROW"
+        salt 'controller-1' k8s_rehearsal.alone "$ROW"
     """
-    changes = __salt__["k8s_generation.differences"](row)
-    if not changes or not needed(row, changes["generation"]["new"]):
-        return {}
-    return perform({**__salt__["k8s_config.load"]()["components"], row["name"]: row}, [row["name"]])
+    return perform(_with(row), [row["name"]])
 
 
 def perform(components, names):
@@ -146,8 +133,7 @@ def perform(components, names):
     finally:
         __salt__["k8s_stage.leave"]()
     tell(", ".join(names), "rehearsal", said, seconds=round(time.monotonic() - started, 1))
-    for name in names:
-        _stamp(components[name]["home"], cast[name])
+    _stamp(components, cast, names)
     return {"seconds": round(time.monotonic() - started, 1), "said": said}
 
 
@@ -163,6 +149,16 @@ def _cast(components, names):
         elif name in components and (live := __salt__["k8s_generation.links"](components[name]["home"])["live"]):
             cast[name] = live
     return cast
+
+
+def _with(row):
+    """Return the configuration's rows of components with this one as it is given."""
+    return {**__salt__["k8s_config.load"]().get("components", {}), row["name"]: row}
+
+
+def _is_without_api(row):
+    """Tell whether this is a controller that has no API server beside it to be rehearsed with."""
+    return row["name"] in CONTROLLERS and not (row["api"] and _live(row["api"]))
 
 
 def _data(components, asked, place):
@@ -286,18 +282,60 @@ def _stay(rows, names, until):
 def _stamps(home):
     try:
         with salt.utils.files.fopen(os.path.join(home, STAMPS), encoding="utf-8") as handle:
-            return json.load(handle)
+            return {digest: stamp for digest, stamp in json.load(handle).items() if isinstance(stamp, dict)}
     except (OSError, ValueError):
         return {}
 
 
-def _stamp(home, generation):
-    """Remember that a generation passed; those that are not there any more are forgotten."""
-    there = {name.partition(".")[0] for name in os.listdir(os.path.join(home, "generations"))}
-    known = {name: when for name, when in _stamps(home).items() if name in there}
-    known[generation.partition(".")[0]] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def _stamp_of(row, generation):
+    """Return how a generation passed: ``cast``, the digests of all that took part, and ``live``, of those that were live."""
+    return _stamps(row["home"]).get(_bare(generation), {"cast": {}, "live": {}})
+
+
+def _still_holds(components, stamp):
+    """
+    Tell whether what a stamp says can still be relied on.
+
+    Each that took part must be live, or else declared while nothing became live in its place since: that would have
+    written to the data, and the others would meet it.
+    """
+    return bool(stamp["cast"]) and all(
+        name in components and _is_as_then(components[name], generation, stamp["live"].get(name))
+        for name, generation in stamp["cast"].items()
+    )
+
+
+def _is_as_then(row, generation, before):
+    live = _live(row)
+    if live == generation or live != before:
+        return live == generation
     try:
-        with salt.utils.atomicfile.atomic_open(os.path.join(home, STAMPS), "w") as handle:
-            json.dump(known, handle, indent=1)
-    except OSError as exc:
-        raise CommandExecutionError(f"{home}/{STAMPS}: {exc.strerror}. Nothing was promoted.") from exc
+        return __salt__["k8s_generation.digest"](row) == generation
+    except CommandExecutionError:
+        return False
+
+
+def _live(row):
+    return _bare(__salt__["k8s_generation.links"](row["home"])["live"] or "")
+
+
+def _bare(generation):
+    return generation.partition(".")[0]
+
+
+def _stamp(components, cast, names):
+    """Remember that generations passed, and with what; those that are not there any more are forgotten."""
+    stamp = {
+        "passed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "cast": {name: _bare(generation) for name, generation in cast.items()},
+        "live": {name: _live(components[name]) for name in cast},
+    }
+    for name in names:
+        home = components[name]["home"]
+        there = {_bare(generation) for generation in os.listdir(os.path.join(home, "generations"))}
+        known = {digest: known for digest, known in _stamps(home).items() if digest in there}
+        try:
+            with salt.utils.atomicfile.atomic_open(os.path.join(home, STAMPS), "w") as handle:
+                json.dump({**known, _bare(cast[name]): stamp}, handle, indent=1)
+        except OSError as exc:
+            raise CommandExecutionError(f"{home}/{STAMPS}: {exc.strerror}. Nothing was promoted.") from exc

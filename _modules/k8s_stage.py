@@ -64,6 +64,24 @@ def clear():
     return True
 
 
+def sweep():
+    """
+    Remove what a killed rehearsal left, where none is under way. Returns whether it was not.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_stage.sweep
+    """
+    with open(f"{PLACE}.lock", "w", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return clear()
+
+
 def build(addresses):
     """
     Make an empty stage: the directory, and the network namespace with ``addresses`` (list of str) on its loopback.
@@ -194,7 +212,7 @@ def dress(row, generation, exchanged):
         handle.seek(0)
         handle.truncate()
         handle.write(text)
-    return {**row, "home": home, "stands_for": row["home"], "unit_name": UNIT.format(row["name"]), "since": time.time() - 1}
+    return {**row, "home": home, "stands_for": row["home"], "unit_name": UNIT.format(row["name"]), "since": time.monotonic() - 1}
 
 
 def start(row, data=None):

@@ -15,6 +15,7 @@ import time
 from salt.exceptions import CommandExecutionError
 
 PATIENCE_S = 5  # between two looks at who holds the turn
+SILENCE_S = 45  # an etcd that elects a leader, or a member that starts, is back before
 
 
 def take(row, directory=None):
@@ -45,12 +46,15 @@ def take(row, directory=None):
         text=True,
     )
     __context__.setdefault("k8s_turn", {})[holder.pid] = holder
-    reason = _wait_for_turn(row, holder, directory)
-    if reason is None:
+    try:
+        _wait_for_turn(row, holder, directory)
         __salt__["k8s_etcdctl.put"](row, f"{turn['key']}-holder", f"{__opts__['id']} for {row['name']}", directory)
-        return holder.pid
-    release(holder.pid)
-    raise CommandExecutionError(f"{reason}; nothing was touched. {_override('turn')}")
+    except BaseException as exc:
+        release(holder.pid)
+        if not isinstance(exc, CommandExecutionError):
+            raise
+        raise CommandExecutionError(f"{exc}; nothing was touched. {_override('turn')}") from exc
+    return holder.pid
 
 
 def held(handle):
@@ -117,15 +121,21 @@ def refusals(row, directory=None):
         flags = __salt__["k8s_generation.staged_flags"](row, directory)
     pair = (flags["peer-cert-file"], flags["peer-key-file"]) if etcd else _client(row, flags) if directory else None
     authority = flags["trusted-ca-file"] if etcd else os.path.join(directory or f"{row['home']}/live", "ca.crt")
-    path, port = ("/health", row["port"]) if etcd else ("/readyz", row["api"]["port"])
+    path, ports = ("/health", [row["port"]]) if etcd else ("/readyz", _ports(row))
     found = []
     for minion, address in row["neighbours"].items():
-        try:
-            answer = __salt__["k8s_health.ask"](address, port, path, authority, pair)
-            if answer["status"] != 200:
-                found.append(f"{minion} is not ready ({path} said {answer['status']})")
-        except (OSError, ssl.SSLError, http.client.HTTPException) as exc:
-            found.append(f"{minion} is not ready ({exc})")
+        faults = []
+        for port in ports:
+            try:
+                answer = __salt__["k8s_health.ask"](address, port, path, authority, pair)
+            except (OSError, ssl.SSLError, http.client.HTTPException) as exc:
+                faults.append(str(exc))
+                continue
+            if answer["status"] == 200:
+                break
+            faults.append(f"{path} said {answer['status']}")
+        else:
+            found.append(f"{minion} is not ready ({'; '.join(dict.fromkeys(faults))})")
     return found
 
 
@@ -157,6 +167,12 @@ def neighbours_ready(row, directory=None):
     return True
 
 
+def _ports(row):
+    """Return where a neighbour's API server listens: as declared, or, where its turn is yet to come, as here until now."""
+    live = __salt__["k8s_generation.flags"](row["api"]["home"])
+    return list(dict.fromkeys([row["api"]["port"], int(live.get("secure-port", row["api"]["port"]))]))
+
+
 def _client(row, flags):
     """Return the client pair of this node's API server, or None: neighbours that are yet to be adopted may not answer nobody."""
     if row["name"] != "kube-apiserver":
@@ -165,33 +181,29 @@ def _client(row, flags):
     return pair if all(pair) else None
 
 
-def _holder(row, directory):
-    """Return who holds the turn, as far as etcd tells."""
-    key = f"{row['turn']['key']}-holder"
-    try:
-        return __salt__["k8s_etcdctl.get"](row, key, directory).get(key) or "somebody"
-    except CommandExecutionError:
-        return "somebody"
-
-
 def _override(name):
     return f'To go on all the same, once: pillar=\'{{"kubernetes_controller": {{"rollout": {{"ignore": ["{name}"]}}}}}}\'.'
 
 
 def _wait_for_turn(row, process, directory):
-    """Return None when ``process`` holds the lock, else why it does not within the deadline."""
-    deadline, shown, timeout_s = time.monotonic() + row["turn"]["timeout_s"], None, row["turn"]["timeout_s"]
+    """Return when ``process`` holds the lock; raise CommandExecutionError with why it does not within the deadline."""
+    timeout_s, key = row["turn"]["timeout_s"], f"{row['turn']['key']}-holder"
+    deadline, heard, shown, who = time.monotonic() + timeout_s, time.monotonic(), None, "somebody"
     while True:
         ready, _, _ = select.select([process.stdout], [], [], min(PATIENCE_S, max(0, deadline - time.monotonic())))
         if ready and process.stdout.readline():
-            return None
+            return
         if process.poll() is not None or ready:
             process.wait()
             said = process.stderr.read().strip().splitlines()
-            return f"etcd does not give the turn: {said[-1] if said else 'no reason given'}"
-        who = _holder(row, directory)
+            raise CommandExecutionError(f"etcd does not give the turn: {said[-1] if said else 'no reason given'}")
+        try:
+            who, heard = __salt__["k8s_etcdctl.get"](row, key, directory).get(key) or "somebody", time.monotonic()
+        except CommandExecutionError as exc:
+            if time.monotonic() - heard > SILENCE_S:
+                raise CommandExecutionError(f"etcd does not give the turn: {exc}") from exc
         if time.monotonic() >= deadline:
-            return f"the turn is held by {who}, after {timeout_s} s"
+            raise CommandExecutionError(f"the turn is held by {who}, after {timeout_s} s")
         if who != shown:
             shown = who
             __salt__["k8s_component.tell"](row["name"], "turn", f"waits for the turn, which {who} holds")

@@ -579,6 +579,7 @@ class _Sink:
         try:
             os.makedirs(self.directory, mode=0o700, exist_ok=True)
             os.chmod(self.directory, 0o700)
+            self._reserve()
             self.log = os.path.join(self.directory, f"{self.name}.log")
             self.save()
         except OSError as exc:
@@ -590,6 +591,17 @@ class _Sink:
             _print(f"\n{self.trouble}")
         elif self.log != os.devnull:
             _print(f"Record: {self.directory}/{self.name}.json; the lines above, and what Salt logged: {self.name}.log")
+
+    def _reserve(self):
+        """Make the record's file, under a name of its own where another rollout began in the same second."""
+        base, number = self.name, 1
+        while True:
+            try:
+                os.close(os.open(os.path.join(self.directory, f"{self.name}.json"), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+                return
+            except FileExistsError:
+                number += 1
+                self.name = f"{base}-{number}"
 
     def _lost(self, exc):
         """A rollout that repairs a cluster must not fail on a full disk of the master."""

@@ -13,6 +13,8 @@ from salt.exceptions import CommandExecutionError
 
 CATCH_UP_S = 45  # what lost its API server asks it again after at most 30 s (client-go), and has to read what it missed
 
+SILENCE_S = 5  # longer than an election of etcd, during which no API server says that it is ready
+
 CUT_OFF = "an earlier run was cut off"
 ADOPTION = "restart (adopted)"
 
@@ -72,15 +74,25 @@ def _change(component, changes):
         return _leave_it_to_the_operator(component, changes, "is")
     _snapshot(component, changes)
     with _turn(component, changes, generation) as turn:
-        since = _promote(component, generation)
-        _take_up(component, changes, since)
-        answer = _gate(component, changes, since)
+        answer = _exchange(component, changes, generation)
         if not answer["ok"]:
             raise CommandExecutionError(_go_back(component, generation, changes, answer, before, turn))
         _remember(component)
         _settle(component, changes, turn)
     _report(component, changes, answer, before, "new serving", answer["said"])
     return {"changes": changes, "comment": f"{component['name']} serves after {answer['seconds']} s: {answer['said']}"}
+
+
+def _exchange(component, changes, generation):
+    """Let the process run from the generation, and return what the gate says; an error on the way is no pass either."""
+    try:
+        since = _promote(component, generation)
+        _take_up(component, changes, since)
+        return _gate(component, changes, since)
+    except (CommandExecutionError, OSError) as exc:
+        if __salt__["k8s_generation.links"](component["home"])["live"] != generation:
+            raise  # as before, and so is what runs
+        return {"ok": False, "said": str(exc), "seconds": 0, "away_s": 0, "blameless": True}
 
 
 def _compare(component):
@@ -124,10 +136,24 @@ def _refuse(component, changes):
     wanted = changes.get("generation", {}).get("new") or ""
     reason = __salt__["k8s_generation.failures"](component["home"]).get(wanted.partition(".")[0])
     if reason:
+        runs = "" if __opts__["test"] else _revive(component)
         raise CommandExecutionError(
             f"generation {wanted} failed before and is not tried again: {reason}. Change the declaration, or say "
-            f"`salt {__opts__['id']} k8s_component.retry {component['name']}`. The good generation goes on running."
+            f"`salt {__opts__['id']} k8s_component.retry {component['name']}`. {runs or 'The good generation goes on running.'}"
         )
+
+
+def _revive(component):
+    """Start the good generation where nothing runs, and say so (str); what is declared is not for this run."""
+    process, links = __salt__["k8s_component.process"](component["name"]), __salt__["k8s_generation.links"](component["home"])
+    good = links["good"] or links["live"]
+    if process["pid"] or process["state"] == "activating" or not good:
+        return ""
+    start = {"process": f"start (unit was {process['state']})"}
+    since = _promote(component, good)
+    _take_up(component, start, since)
+    answer = _gate(component, start, since)
+    return f"Nothing ran: generation {good} was started and {'serves' if answer['ok'] else 'does not serve'}: {answer['said']}"
 
 
 def _still_serves(component):
@@ -169,7 +195,7 @@ def _rehearse(component, generation):
         return
     _begin(component, "rehearse", generation)
     try:
-        __salt__["k8s_rehearsal.ensure"](component)
+        __salt__["k8s_rehearsal.alone"](component)
     except CommandExecutionError as exc:
         who = getattr(exc, "component", component["name"])
         raise CommandExecutionError(f"the rehearsal failed: {who}: {exc}. Nothing was touched") from exc
@@ -188,6 +214,10 @@ def _leave_it_to_the_operator(component, changes, verb):
         f"{component['name']}: generation {generation} {verb} prepared and rehearsed, but not promoted, as rollout:mode is "
         f"manual ({changes['process']}). Promote it with `salt-run k8s_rollout.deploy`, or on this node alone with {once}."
     )
+    started = "" if __opts__["test"] else _revive(component)
+    if started:
+        said = f"{said} {started}"
+        return {"comment": said, "warnings": [said], "changes": {"process": "start"}, "result": "does not serve" not in started}
     return {"comment": said, "warnings": [said]}
 
 
@@ -225,7 +255,10 @@ def _turn(component, changes, generation):
 
 
 def _serves(component, staged):
-    return __salt__["k8s_health.foreign_serves"](component, staged) if staged else __salt__["k8s_health.serves"](component)
+    """Tell whether there is something to protect: one that runs and is silent for a moment is asked again."""
+    if staged:
+        return __salt__["k8s_health.foreign_serves"](component, staged)
+    return __salt__["k8s_health.serves"](component, patience_s=SILENCE_S)
 
 
 def _promote(component, generation):
@@ -234,7 +267,7 @@ def _promote(component, generation):
     home = component["home"]
     since = __salt__["k8s_generation.promoted_at"](home)
     if __salt__["k8s_generation.links"](home)["live"] != generation or since is None:
-        since = time.time()
+        since = time.monotonic()
         __salt__["k8s_generation.promote"](home, generation)
     __salt__["k8s_component.install_unit"](component)
     return since
@@ -270,7 +303,7 @@ def _go_back(component, generation, changes, answer, before, turn):
     tried = f"generation {generation} ({changes['process']}) did not pass its gate in {answer['seconds']} s: {answer['said']}"
     if good in (None, generation):
         return f"{tried}. There is no other generation to go back to."
-    reload, since = changes["process"].startswith("reload"), time.time()
+    reload, since = changes["process"].startswith("reload"), time.monotonic()
     __salt__["k8s_generation.promote"](home, good)
     __salt__["k8s_component.install_unit"](component)
     if reload:
@@ -283,7 +316,9 @@ def _go_back(component, generation, changes, answer, before, turn):
         _report(component, changes, back, before, "not serving", said)
         return said
     said = f"{tried}. Generation {good} is back and serves: {back['said']}"
-    if turn and turn["handle"] and not __salt__["k8s_turn.held"](turn["handle"]):
+    if answer.get("blameless"):
+        said += ". It was not the generation's own fault, so the next run tries it again"
+    elif turn and turn["handle"] and not __salt__["k8s_turn.held"](turn["handle"]):
         said += ". The turn was lost meanwhile (was this node cut off?), so the next run tries the generation again"
     else:
         __salt__["k8s_generation.remember_failure"](home, generation, answer["said"])

@@ -28,11 +28,13 @@ def passed(name, components):
     try:
         due = __salt__["k8s_rehearsal.due"](components)
         if not due:
+            if not __opts__["test"]:
+                __salt__["k8s_stage.sweep"]()
             return ret | {"comment": "Nothing is to be rehearsed."}
         if __opts__["test"]:
             return ret | {"result": None, "comment": f"{', '.join(due)} would be rehearsed."}
         answer = __salt__["k8s_rehearsal.perform"](components, list(due))
-    except CommandExecutionError as exc:
+    except (CommandExecutionError, OSError) as exc:
         if __opts__["test"]:
             return ret | {"result": None, "comment": f"Not knowable yet: {exc}"}
         who = f"{exc.component}: " if hasattr(exc, "component") else ""

@@ -36,6 +36,14 @@ def test_a_control_plane_stands_on_an_etcd_that_somebody_else_runs(bare, externa
     assert not list((bare.lab.master.root / "srv/kubernetes_controller/pki/authorities").glob("etcd-ca*"))
     bare.kubectl("create", "configmap", "kept-outside")
 
+    # A change is rehearsed on a copy of its data, by an etcd of the formula's own binaries.
+    bare.pillar({"etcd": {"managed": False, "servers": servers}, "scheduler": {"settings": {"v": 3}}})
+    changed = bare.orchestrate(sls=["k8s_rollout.deploy"])
+    assert changed.returncode == 0, changed.stdout[-3000:] + changed.stderr[-2000:]
+    passed = "kube-scheduler passed on a copy of the data, with kube-apiserver, kube-controller-manager as live"
+    assert changed.stdout.count(passed) == len(bare.nodes)
+    assert not [node for node in bare.nodes if (node.root / "run/kubernetes-rehearsal").exists()]
+
     # One member goes: the control plane serves on, and health names the one that is gone.
     bare.nodes[2].exec(["systemctl", "stop", UNIT])
     status, table = bare.health()

@@ -6,25 +6,27 @@ import sys
 
 SAMPLER = """
 import http.client, json, ssl, sys, threading, time
-context, samples = ssl._create_unverified_context(), []
+context, samples, asking = ssl._create_unverified_context(), [], []
 
 def ready(address, answers):
     try:
         connection = http.client.HTTPSConnection(address, 6443, timeout=3, context=context)
         connection.request("GET", "/readyz")
         answers[address] = connection.getresponse().status == 200
-    except OSError:
+    except (OSError, http.client.HTTPException):
         answers[address] = False
 
-threading.Thread(target=sys.stdin.read, daemon=False, name="until stdin ends").start()
-while any(thread.name == "until stdin ends" for thread in threading.enumerate()):
-    answers, began = {}, time.monotonic()
-    asking = [threading.Thread(target=ready, args=(address, answers)) for address in sys.argv[1:]]
-    [one.start() for one in asking]
-    [one.join() for one in asking]
-    samples.append(sum(answers.values()))
-    time.sleep(max(0, 0.1 - (time.monotonic() - began)))
-print(json.dumps(samples))
+until_stdin_ends = threading.Thread(target=sys.stdin.read)
+until_stdin_ends.start()
+began = time.monotonic()
+while until_stdin_ends.is_alive():
+    samples.append({})
+    for address in sys.argv[1:]:  # nobody waits for the slow one
+        asking.append(threading.Thread(target=ready, args=(address, samples[-1])))
+        asking[-1].start()
+    time.sleep(max(0, began + 0.1 * len(samples) - time.monotonic()))
+[one.join() for one in asking]
+print(json.dumps([sum(answers.values()) for answers in samples]))
 """
 
 

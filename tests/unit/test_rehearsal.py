@@ -17,9 +17,13 @@ def promote(node, components):
 
 
 def stamp(node, components, *names):
+    """As a rehearsal of these together leaves it, with the others as they are live."""
+    cast = {name: node.modules["k8s_generation.links"](row["home"])["live"] for name, row in components.items()}
+    live = dict(cast)
+    cast |= {name: node.modules["k8s_generation.prepare"](components[name]) for name in names}
     for name in names:
-        generation = node.modules["k8s_generation.prepare"](components[name])
-        Path(components[name]["home"], "rehearsed.json").write_text(json.dumps({generation: "2026-11-25T02:30:00Z"}))
+        said = {cast[name]: {"passed": "2026-11-25T02:30:00Z", "cast": cast, "live": live}}
+        Path(components[name]["home"], "rehearsed.json").write_text(json.dumps(said))
 
 
 def due(node, components):
@@ -33,27 +37,52 @@ def test_nothing_is_due_where_nothing_runs_or_nothing_changed(node, rows):
     assert due(node, components) == []
 
 
-def test_what_passed_before_takes_part_again_with_what_did_not(node, rows):
-    """As after an upgrade, the way back, and the upgrade again: the scheduler is not to meet the API server that is live."""
+def test_what_passed_alone_takes_part_again_with_what_did_not(node, rows):
     promote(node, rows())
     components = rows(settings(apiserver=3, scheduler=3))
     stamp(node, components, A)
     assert due(node, components) == [A, S]
     stamp(node, components, S)
+    assert due(node, components) == [A, S]
+    stamp(node, components, A, S)
     assert due(node, components) == []
     components = rows(settings(apiserver=3, scheduler=3, controller_manager=4))
     assert due(node, components) == [A, M, S]
 
 
-def test_one_component_alone_is_not_rehearsed_again_for_the_others(node, rows):
+def test_what_passed_before_something_else_became_live_is_rehearsed_again(node, rows):
+    """After an upgrade and the way back: what was live in between has written to the data."""
+    old, new = rows(settings(apiserver=3, scheduler=3)), rows(settings(apiserver=4, scheduler=4))
+    promote(node, rows())
+    stamp(node, old, A, S)
+    promote(node, old)
+    stamp(node, new, A, S)
+    promote(node, new)
+    node.fake("k8s_config.load", return_value={"components": old})
+    assert due(node, old) == [A, S]
+    assert node.modules["k8s_rehearsal.needed"](old[A], node.modules["k8s_generation.digest"](old[A]))
+
+
+def test_while_a_rollout_brings_them_to_the_node_one_after_another_nothing_is_rehearsed_again(node, rows):
     promote(node, rows())
     components = rows(settings(apiserver=3, scheduler=3))
+    node.fake("k8s_config.load", return_value={"components": components})
+    stamp(node, components, A, S)
+    for name in (A, S):
+        generation = node.modules["k8s_generation.prepare"](components[name])
+        assert node.modules["k8s_rehearsal.needed"](components[name], generation) is False
+        promote(node, {name: components[name]})
+
+
+def test_one_component_alone_is_rehearsed_with_the_others_as_they_are(node, rows):
+    promote(node, rows())
+    components = rows(settings(apiserver=3, scheduler=3))
+    node.fake("k8s_config.load", return_value={"components": components})
     stamp(node, components, A)
     needed = {name: node.modules["k8s_generation.prepare"](components[name]) for name in (A, M, S)}
     assert {name: node.modules["k8s_rehearsal.needed"](components[name], generation) for name, generation in needed.items()} == {
         A: False, M: False, S: True,
     }  # fmt: skip
-    assert node.modules["k8s_rehearsal.ensure"](components[A]) == {}
 
 
 def test_what_is_encrypted_and_leaves_the_declaration_is_read_too(node, rows):
@@ -91,3 +120,12 @@ def test_a_resource_that_the_api_has_no_more_is_not_read(node):
     assert unreadable({}, ["gone.example.com", "gone.example.org"]) is None
     assert "stored things.example.com cannot be read: 500 StorageError" in unreadable({}, ["things.example.com"])
     assert asked[-1] == "/apis/example.com/v1/things"
+
+
+def test_a_controller_without_an_api_server_beside_it_is_not_rehearsed(node, rows):
+    components = rows()
+    promote(node, {name: row for name, row in components.items() if name != A})
+    changed = rows(settings(scheduler=3), {"apiserver": {"enabled": False}})
+    node.fake("k8s_config.load", return_value={"components": changed})
+    assert due(node, changed) == []
+    assert node.modules["k8s_rehearsal.needed"](changed[S], node.modules["k8s_generation.prepare"](changed[S])) is False

@@ -308,6 +308,15 @@ def test_only_the_newest_records_are_kept(runner, record):
     assert (directory / "mine.txt").exists()
 
 
+def test_two_rollouts_of_the_same_second_have_a_record_each(runner, record):
+    with runner._Sink(runner._record_dir(), record) as first, runner._Sink(runner._record_dir(), record) as second:
+        first.save()
+        second.save()
+        assert (first.trouble, second.trouble) == (None, None)
+    names = sorted(path.name for path in Path(runner._record_dir()).glob("rollout-*.json"))
+    assert names == ["rollout-20261124T205419Z-2.json", "rollout-20261124T205419Z.json"]
+
+
 def test_a_record_that_cannot_be_kept_is_a_sentence_and_not_the_end(runner, record, tmp_path, capsys):
     (tmp_path / "records").write_text("a file")
     with runner._Sink(runner._record_dir(), record) as sink:

@@ -4,6 +4,7 @@ import http.server
 import ssl
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from salt.exceptions import CommandExecutionError
@@ -70,6 +71,43 @@ def test_neighbours_are_waited_for_as_long_as_the_pillar_says(node, prepared, se
         "controller-2 is not ready (/readyz said 500): one more would be missing, so nothing was touched. Waited 0.5 s "
         "(kubernetes_controller:rollout:turn:neighbours_timeout_s). To go on all the same, once: "
     )
+
+
+def test_a_neighbour_is_asked_at_the_declared_port_and_at_that_of_now(node, prepared, server):
+    """As where ``apiserver:port`` changes: some neighbours have had their turn, others not yet."""
+    here, there = server(), server(status=500)
+    live, _ = prepared(A, here)
+    node.modules["k8s_generation.promote"](live["home"], node.modules["k8s_generation.prepare"](live))
+    assert node.modules["k8s_turn.refusals"](prepared(A, 1)[0]) == []
+    assert node.modules["k8s_turn.refusals"](prepared(A, here)[0]) == []
+    live, _ = prepared(A, there)
+    node.modules["k8s_generation.promote"](live["home"], node.modules["k8s_generation.prepare"](live))
+    (said,) = node.modules["k8s_turn.refusals"](prepared(A, 1)[0])
+    assert said.startswith("controller-2 is not ready (")
+    assert said.endswith("; /readyz said 500)")
+
+
+def test_what_runs_and_is_silent_for_a_moment_serves(node, prepared, server):
+    row, _ = prepared(A, 1)
+    node.modules["k8s_generation.promote"](row["home"], node.modules["k8s_generation.prepare"](row))
+    process = node.fake("k8s_component.process", return_value={"pid": 7})
+    began = time.monotonic()
+    assert node.modules["k8s_health.serves"](row, patience_s=1) is False
+    assert time.monotonic() - began >= 1
+    process.return_value = {"pid": 0}
+    assert node.modules["k8s_health.serves"](row, patience_s=60) is False
+
+
+def test_a_turn_whose_holder_cannot_be_told_is_given_back(node, prepared):
+    row, _ = prepared(A, 6443)
+    node.modules["k8s_generation.promote"](row["home"], node.modules["k8s_generation.prepare"](row))
+    etcdctl = Path(row["home"]) / "etcdctl"
+    etcdctl.write_text("#!/bin/sh\necho /the/key/lease\nexec sleep 60\n")
+    etcdctl.chmod(0o755)
+    node.fake("k8s_etcdctl.put", side_effect=CommandExecutionError("etcdserver: no leader"))
+    with pytest.raises(CommandExecutionError, match="no leader; nothing was touched. To go on all the same, once: "):
+        node.modules["k8s_turn.take"](row | {"etcdctl": str(etcdctl)})
+    assert node.modules.pack["__context__"]["k8s_turn"] == {}
 
 
 # -- what is adopted --------------------------------------------------------------------------------------------------
