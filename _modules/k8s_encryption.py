@@ -19,6 +19,25 @@ MARK = b"k8s:enc:"
 # What the API server writes before an encrypted value, by provider (k8s.io/apiserver, pkg/server/options/encryptionconfig).
 VERSIONS = {"secretbox": "v1", "aescbc": "v1", "aesgcm": "v1", "kms": "v2"}
 PAGE = 200
+# Where what the API server has compiled in lies in etcd, if not under its plural (k8s.io/kubernetes 1.37.2,
+# pkg/kubeapiserver/default_storage_factory_builder.go, SpecialDefaultResourcePrefixes).
+PLACES = {
+    "replicationcontrollers": "controllers",
+    "endpoints": "services/endpoints",
+    "nodes": "minions",
+    "services": "services/specs",
+    "ingresses.networking.k8s.io": "ingress",
+}
+# The groups with a dot that it has compiled in and stores without the name of the group (pkg/apis/*/register.go there).
+BUILT_IN = frozenset(
+    f"{name}.k8s.io"
+    for name in (
+        "admissionregistration", "authentication", "authorization", "certificates", "coordination", "discovery", "events",
+        "flowcontrol.apiserver", "internal.apiserver", "lifecycle", "networking", "node", "rbac.authorization", "resource",
+        "scheduling", "storage", "storagemigration",
+    )
+)  # fmt: skip
+WITH_GROUP = ("apiextensions.k8s.io", "apiregistration.k8s.io")  # of servers that are compiled in, stored as custom ones are
 
 
 def live():
@@ -37,9 +56,29 @@ def live():
     return {"serves": __salt__["k8s_health.serves"](row), "providers": _flat(_configured(row))}
 
 
+def resources(row=None):
+    """
+    Return the resources that the live configuration names, also those that it stores plain; [] where it is not readable.
+
+    row
+        See ``left``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_encryption.resources
+    """
+    row = row or _api()
+    try:
+        return list(_flat(_configured(row)))
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):  # what is live may be what is to be repaired
+        return []
+
+
 def plan(declared, lives):
     """
-    Return the steps from the live configurations to the declared one: a list of ``step`` and ``encryption``.
+    Return ``steps`` from the live configurations to the declared one, a list of ``step`` and ``encryption``, and ``fault``.
 
     declared
         The pillar's ``encryption`` (list): resources and providers with names of keys.
@@ -48,7 +87,8 @@ def plan(declared, lives):
 
     ``add``: the new keys are readable everywhere. ``promote``: they write. ``rewrite``: what is stored is written anew (it
     has no configuration of its own). ``drop``: the declared configuration, without the former keys. A rotation that was
-    cut off goes on where it was; [] when nothing is to do.
+    cut off goes on where it was; [] when nothing is to do. ``fault`` is the sentence for the operator when keys cannot be
+    exchanged, "" otherwise: where a wildcard is live or declared, nothing can prove that the former keys are out of use.
 
     CLI Example:
 
@@ -58,10 +98,14 @@ def plan(declared, lives):
     """
     wanted, steps = _flat(declared), []
     resources = list(dict.fromkeys([*wanted, *(resource for one in lives.values() for resource in one)]))
-    target = {resource: wanted.get(resource, [PLAIN]) for resource in resources}
-    present = [{resource: one.get(resource, [PLAIN]) for resource in resources} for one in lives.values()]
+    target = {resource: _read_with(wanted, resource) for resource in resources}
+    present = [{resource: _read_with(one, resource) for resource in resources} for one in lives.values()]
     if all(one == target for one in present):
-        return []
+        return {"steps": [], "fault": ""}
+    wildcards = [resource for resource in resources if "*" in resource]
+    if wildcards:
+        changed = [resource for resource in resources if any(one[resource] != target[resource] for one in present)]
+        return {"steps": [], "fault": _unprovable(wildcards, changed)}
     known = {resource: _union([one[resource] for one in present]) for resource in resources}
     promoted = {resource: _union([target[resource], known[resource]]) for resource in resources}
     if any(pair not in one[resource] for one in present for resource in resources for pair in target[resource]):
@@ -71,27 +115,31 @@ def plan(declared, lives):
         steps.append({"step": "promote", "encryption": _nested(promoted)})
     steps.append({"step": "rewrite", "encryption": None})
     steps.append({"step": "drop", "encryption": declared})
-    return steps
+    return {"steps": steps, "fault": ""}
 
 
-def left(row):
+def left(row=None):
     """
     Return how many stored objects are not under the key that the live configuration writes with: {resource: number}.
 
     row
-        The row of kube-apiserver in the configuration's ``components``, or its ``api`` part. etcd itself is asked.
+        The row of kube-apiserver in the configuration's ``components``, or its ``api`` part; without it, it is taken from
+        the pillar.
+
+    etcd itself is asked; {} says that it holds none.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt 'controller-1' k8s_encryption.left "$ROW"
+        salt 'controller-1' k8s_encryption.left
     """
+    row = row or _api()
     found = {resource: len(_strangers(row, resource, pairs)) for resource, pairs in _flat(_configured(row)).items()}
     return {resource: number for resource, number in found.items() if number}
 
 
-def rewrite(row):
+def rewrite(row=None):
     """
     Write what ``left`` counts anew, so that it is stored under the first key. Returns {resource: number written}.
 
@@ -106,12 +154,14 @@ def rewrite(row):
 
     .. code-block:: bash
 
-        salt 'controller-1' k8s_encryption.rewrite "$ROW"
+        salt 'controller-1' k8s_encryption.rewrite
     """
-    done = {}
+    row, done = row or _api(), {}
     for resource, pairs in _flat(_configured(row)).items():
-        for place in _strangers(row, resource, pairs):
-            _put_back(row, _collection(row, resource), place)
+        places = _strangers(row, resource, pairs)
+        collection = _collection(row, resource) if places else None
+        for place in places:
+            _put_back(row, collection, place)
             done[resource] = done.get(resource, 0) + 1
     return done
 
@@ -179,6 +229,19 @@ def _nested(flat):
     return entries
 
 
+def _read_with(flat, resource):
+    """Return the pairs of the first row that counts for a resource; what no row counts for is plain."""
+    return next((pairs for pattern, pairs in flat.items() if __salt__["k8s_overlap.covers"](pattern, resource)), [PLAIN])
+
+
+def _unprovable(wildcards, changed):
+    return (
+        f"kubernetes_controller:encryption: the keys of {', '.join(changed)} would change while {', '.join(wildcards)} is live "
+        "or declared, and of a wildcard it cannot be proven that etcd holds nothing under a former key; name each resource, or "
+        "exchange the keys by hand (docs/operations.md, Rotating encryption keys)."
+    )
+
+
 def _union(lists):
     """Return what is in any of the lists, in the order in which it first stands there."""
     found = []
@@ -216,10 +279,22 @@ def _strangers(row, resource, pairs):
 
 
 def _prefixes(row, resource):
-    """Return the prefixes under which etcd may hold a resource: of the built-in ones, and of those with a group of their own."""
+    """
+    Return the prefixes under which etcd may hold a resource.
+
+    What is compiled in lies under its plural, but for ``PLACES``, which are those of the API server's storage factory;
+    a custom resource under its group and its plural (k8s.io/apiserver, pkg/server/options/etcd.go, SimpleStorageFactory). A
+    group below k8s.io that is not known may be one of the community's custom ones, or compiled into a newer API server: both
+    places count.
+    """
     root = __salt__["k8s_generation.flags"](row["home"]).get("etcd-prefix", "/registry")
     name, _, group = resource.partition(".")
-    return [f"{root}/{name}/".encode(), *([f"{root}/{group}/{name}/".encode()] if group else [])]
+    places = []
+    if "." not in group or group.endswith(".k8s.io") and group not in WITH_GROUP:
+        places.append(PLACES.get(resource, name))
+    if "." in group and group not in BUILT_IN:
+        places.append(f"{group}/{name}")
+    return [f"{root}/{place}/".encode() for place in places]
 
 
 def _stored(row, prefix):
@@ -241,15 +316,22 @@ def _stored(row, prefix):
 
 
 def _collection(row, resource):
-    """Return the API path of a resource (list of what stands before and after the namespace)."""
+    """Return the API path of a resource's version, and its plural (what stands before and after the namespace)."""
     name, _, group = resource.partition(".")
-    root = "/api/v1"
-    if group:
-        answer = __salt__["k8s_health.api"](row, f"/apis/{group}")
-        if answer["status"] != 200:
-            raise CommandExecutionError(f"{resource}: the API server said {answer['status']} to /apis/{group}")
-        root = f"/apis/{json.loads(answer['body'])['preferredVersion']['groupVersion']}"
-    return root, name
+    if not group:
+        return "/api/v1", name
+    for version in _asked(row, resource, f"/apis/{group}")["versions"]:
+        root = f"/apis/{version['groupVersion']}"
+        if name in [one["name"] for one in _asked(row, resource, root)["resources"]]:
+            return root, name
+    raise CommandExecutionError(f"{resource}: the API server has no such resource, but etcd holds some of it.")
+
+
+def _asked(row, resource, path):
+    answer = __salt__["k8s_health.api"](row, path)
+    if answer["status"] != 200:
+        raise CommandExecutionError(f"{resource}: the API server said {answer['status']} to {path}")
+    return json.loads(answer["body"])
 
 
 def _put_back(row, collection, place):

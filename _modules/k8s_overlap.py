@@ -164,6 +164,26 @@ def refusals(things, records):
     return found
 
 
+def covers(pattern, resource):
+    """
+    Tell whether a row of an EncryptionConfiguration that has ``pattern`` counts for a resource, if no row before it does.
+
+    pattern, resource
+        Such as ``secrets``, ``deployments.apps``, ``*.apps`` (all of that group), ``*.`` (all of the core group), ``*.*``.
+        A resource that is a wildcard is covered by what covers all of it.
+
+    See https://kubernetes.io/docs/tasks/administer-cluster/encrypt-data/.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_overlap.covers '*.apps' deployments.apps
+    """
+    group = resource.partition(".")[2]
+    return pattern in (resource, "*.*") or pattern.startswith("*.") and pattern[2:] == group and not resource.startswith("*")
+
+
 # -- reading generations ----------------------------------------------------------------------------------------------
 
 
@@ -237,17 +257,11 @@ def _presented(row, flags, directory):
 # -- comparing --------------------------------------------------------------------------------------------------------
 
 
-def _covers(pattern, resource):
-    """Tell whether a resource pattern of an EncryptionConfiguration covers a resource (or the same pattern)."""
-    group = resource.partition(".")[2]
-    return pattern in (resource, "*.*") or pattern.startswith("*.") and pattern[2:] == group and not resource.startswith("*")
-
-
 def _written(writes, what, thing):
     """Return the fingerprint that ``writes`` has for a thing; a resource that is not mentioned is written plain."""
     if thing["kind"] != "encryption":
         return writes.get(what, {}).get("fingerprint")
-    mentioned = [one for one in writes.values() if one["kind"] == "encryption" and _covers(one["resource"], thing["resource"])]
+    mentioned = [one for one in writes.values() if one["kind"] == "encryption" and covers(one["resource"], thing["resource"])]
     return mentioned[0]["fingerprint"] if mentioned else PLAIN
 
 
@@ -255,7 +269,7 @@ def _accepted(thing, record):
     if thing["kind"] != "encryption":
         return thing["fingerprint"] in record.get(thing["kind"], [])
     known = [entry.split(" ", 1) for entry in record.get("encryption", [])]
-    patterns = [pattern for pattern, _ in known if _covers(pattern, thing["resource"])]
+    patterns = [pattern for pattern, _ in known if covers(pattern, thing["resource"])]
     if not patterns:
         return thing["fingerprint"] == PLAIN
     return thing["fingerprint"] in [key for pattern, key in known if pattern == patterns[0]]

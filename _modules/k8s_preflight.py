@@ -345,28 +345,41 @@ def _origin(row, name):
 
 
 def _lost_keys(row, directory):
-    """Return a sentence for each encryption key that is in use and that the declaration drops or exchanges."""
+    """Return a sentence for each encryption key that a resource is read with and that the declaration drops or exchanges."""
     live = __salt__["k8s_generation.flags"](row["home"]).get(ENCRYPTION_FLAG)
     if not live or row["drop_encryption_keys"] or not os.path.exists(live):
         return []
-    declared = os.path.join(directory, os.path.basename(row["settings"].get(ENCRYPTION_FLAG, "none")))
-    kept = _encryption_keys(_text(declared)) if os.path.exists(declared) else set()
+    path = os.path.join(directory, os.path.basename(row["settings"].get(ENCRYPTION_FLAG, "none")))
+    present, declared = _encryption_keys(_text(live)), _encryption_keys(_text(path)) if os.path.exists(path) else {}
+    lost = {}
+    for resource in dict.fromkeys([*present, *declared]):
+        kept = _read_with(declared, resource)
+        for kind, key, _ in _read_with(present, resource) - kept:
+            what = "another under the same name" if (kind, key) in {pair[:2] for pair in kept} else "not declared any more"
+            lost.setdefault((kind, key, what), []).append(resource)
     return [
-        f"kubernetes_controller:encryption: {kind} key {key} of the live configuration is "
-        f"{'another under the same name' if (kind, key) in {pair[:2] for pair in kept} else 'not declared any more'}: "
+        f"kubernetes_controller:encryption: {kind} key {key} of the live configuration is {what} for {', '.join(resources)}: "
         "what it encrypted would be unreadable. Put it back, or, when nothing is stored under it any more, say so for "
         'one run with pillar=\'{"kubernetes_controller": {"rollout": {"drop_encryption_keys": true}}}\'.'
-        for kind, key, secret in sorted(_encryption_keys(_text(live)))
-        if (kind, key, secret) not in kept
+        for (kind, key, what), resources in sorted(lost.items())
     ]
 
 
+def _read_with(rows, resource):
+    """Return the keys of the first row that counts for a resource."""
+    return next((keys for pattern, keys in rows.items() if __salt__["k8s_overlap.covers"](pattern, resource)), set())
+
+
 def _encryption_keys(text):
-    """Return {(provider, name, secret)} of the keys in an EncryptionConfiguration."""
-    return {
-        (kind, key["name"], key["secret"])
-        for entry in yaml.safe_load(text).get("resources", [])
-        for provider in entry["providers"]
-        for kind, options in provider.items()
-        for key in (options or {}).get("keys", [])
-    }
+    """Return {resource: {(provider, name, secret)}} of an EncryptionConfiguration, in its order."""
+    found = {}
+    for entry in yaml.safe_load(text).get("resources", []):
+        keys = {
+            (kind, key["name"], key["secret"])
+            for provider in entry["providers"]
+            for kind, options in provider.items()
+            for key in (options or {}).get("keys", [])
+        }
+        for resource in entry["resources"]:
+            found.setdefault(resource, keys)
+    return found

@@ -241,8 +241,9 @@ def _start_apiserver(row, generation, environment, deadline, rows):
 
 
 def _encrypted(row):
-    """Return the resources of the declared encryption configuration whose objects must all be readable."""
+    """Return the resources of the declared and of the live encryption configuration, whose objects must all be readable."""
     listed = [name for file in row["files"].values() for entry in file.get("encryption") or [] for name in entry["resources"]]
+    listed += __salt__["k8s_encryption.resources"](row)
     return [name for name in dict.fromkeys(["secrets", *listed]) if "*" not in name]
 
 

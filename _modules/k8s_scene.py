@@ -215,7 +215,11 @@ def _collection(api, resource):
     if not group:
         return f"/api/v1/{name}"
     known = _found(api, f"/apis/{group}")
-    return f"/apis/{known['preferredVersion']['groupVersion']}/{name}" if known else None
+    for version in known["versions"] if known else ():
+        listed = _found(api, f"/apis/{version['groupVersion']}")
+        if listed and name in [one["name"] for one in listed["resources"]]:
+            return f"/apis/{version['groupVersion']}/{name}"
+    return None
 
 
 def _name():

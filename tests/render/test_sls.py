@@ -357,3 +357,24 @@ def test_what_cannot_be_rotated_is_one_failing_state(rotation, authority):
     ((_, (function, arguments)),) = rotation(authority=authority).items()
     assert function == "test.fail_without_changes"
     assert "It can be kubernetes, signer, etcd, front-proxy, service-account; " in arguments["comment"]
+
+
+@pytest.mark.parametrize("test", [False, True], ids=["real", "testmode"])
+def test_keys_that_cannot_be_exchanged_are_one_failing_state(rendering, declared, test):
+    entry = {"resources": ["*."], "providers": [{"secretbox": {"keys": ["another-key"]}}, {"identity": {}}]}
+    one = rendering({"encryption": [entry]}, master=True, serving=list(declared["controllers"]), test=test)
+    ((state_id, body),) = one.render("kubernetes_controller.orchestrate.rotate_encryption")[1].items()
+    ((function, arguments),) = body.items()
+    assert function == "test.fail_without_changes"
+    for argument in arguments:
+        (said,) = argument.values()
+        assert said.startswith("kubernetes_controller:encryption: the keys of *., secrets would change while *. is live ")
+
+
+def test_keys_are_exchanged_in_steps_each_after_the_one_before(rendering, declared):
+    one = rendering(master=True, serving=list(declared["controllers"]))
+    high = one.render("kubernetes_controller.orchestrate.rotate_encryption")[1]
+    assert high.pop("include") == ["kubernetes_controller.orchestrate.pki"]
+    assert [state_id.partition(",")[0] for state_id in high if "rehearsal" in state_id or "rewrite" in state_id] == [
+        "add", "promote", "rewrite", "drop",
+    ]  # fmt: skip

@@ -35,7 +35,6 @@ HOMES = {
     "kube-scheduler": "/var/lib/kube-scheduler",
 }
 DEPLOY = ["state.orchestrate", "kubernetes_controller.orchestrate.deploy"]
-collect_ignore = [] if os.environ.get("KC_SOAK") else ["test_soak_rotations.py"]
 PKI = ["state.orchestrate", "kubernetes_controller.orchestrate.pki"]
 
 

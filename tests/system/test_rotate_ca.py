@@ -14,7 +14,19 @@ ROTATE_CA = ["state.orchestrate", "kubernetes_controller.orchestrate.rotate_ca"]
 ROTATE_SERVICE_ACCOUNT = ["state.orchestrate", "kubernetes_controller.orchestrate.rotate_service_account"]
 PKI = ["state.orchestrate", "kubernetes_controller.orchestrate.pki"]
 TOP = "/srv/kubernetes_controller/pki"
-BOTH = {"authority": ["kubernetes", "service-account"]}
+ALL = ["kubernetes", "signer", "etcd", "front-proxy", "service-account"]
+# What controllers have of each CA: certificates that it signed, and files that are the CA itself, below /var/lib.
+SIGNED = {
+    "kubernetes": ["kubernetes/live/tls.crt", "kubernetes/live/kubelet-client.crt", "kube-scheduler/live/tls.crt"],
+    "etcd": ["kubernetes/live/etcd-client.crt", "kubernetes-etcd/live/server.crt", "kubernetes-etcd/live/peer.crt"],
+    "front-proxy": ["kubernetes/live/front-proxy-client.crt"],
+}
+TRUSTED = {
+    "kubernetes": ["kubernetes/live/ca.crt", "kube-controller-manager/live/ca.crt", "kube-scheduler/live/ca.crt"],
+    "signer": ["kube-controller-manager/live/signer.crt"],
+    "etcd": ["kubernetes/live/etcd-ca.crt", "kubernetes-etcd/live/etcd-ca.crt"],
+    "front-proxy": ["kubernetes/live/front-proxy-ca.crt", "kube-controller-manager/live/front-proxy-ca.crt"],
+}
 UNIT = "rotation"
 
 
@@ -33,13 +45,26 @@ class Client:
         self.authority.write_bytes((top / "authorities/kubernetes-ca.crt").read_bytes())
         self.kubeconfig.chmod(0o600)
         self.token = cluster.token()
+        self.with_token = directory / "with-token"  # not as an argument, which everybody on this machine could read
+        self.with_token.touch(0o600)
+        self.with_token.write_text(
+            yaml.safe_dump(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "clusters": [{"name": "it", "cluster": {"certificate-authority": str(self.authority)}}],
+                    "users": [{"name": "it", "user": {"token": self.token}}],
+                    "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
+                    "current-context": "it",
+                }
+            )
+        )
 
     def by_certificate(self, node):
         return self._asks(node, "--kubeconfig", str(self.kubeconfig))
 
     def by_token(self, node):
-        # An empty kubeconfig, so that nothing but the token counts.
-        return self._asks(node, "--kubeconfig=/dev/null", f"--certificate-authority={self.authority}", f"--token={self.token}")
+        return self._asks(node, "--kubeconfig", str(self.with_token))
 
     def _asks(self, node, *who):
         """Return "" when the node's API server answers, and else what is wrong."""
@@ -96,16 +121,34 @@ def secret_is_readable(cluster):
         assert json.loads(secret)["data"] == {"word": "c2VzYW1l"}
 
 
-def of_the_new_ca(cluster):
+def pairs(cluster):
+    """Return what the master has of each CA and of the service account: {name of the file: content}."""
+    top = cluster.lab.master.root / TOP.lstrip("/")
+    files = [path for place in ("authorities", "shared") for path in (top / place).iterdir()]
+    return {path.name: path.read_text() for path in files if re.match(r"[\w-]+-ca\.|service-account\.", path.name)}
+
+
+def certificates(node, file):
+    return x509.load_pem_x509_certificates((node.root / "var/lib" / file).read_bytes())
+
+
+def of_the_new_cas(cluster):
     """Every leaf that a component runs with was signed by the CA that is in authorities/ now, and trusts no other."""
-    authority = cluster.lab.master.root / TOP.lstrip("/") / "authorities/kubernetes-ca.crt"
-    new = x509.load_pem_x509_certificate(authority.read_bytes())
+    now = {
+        name.removesuffix("-ca.crt"): x509.load_pem_x509_certificate(text.encode())
+        for name, text in pairs(cluster).items()
+        if name.endswith("-ca.crt")
+    }
     for node in cluster.nodes:
-        for home, name in (("kubernetes", "tls.crt"), ("kubernetes", "kubelet-client.crt"), ("kube-scheduler", "tls.crt")):
-            chain = x509.load_pem_x509_certificates((node.root / f"var/lib/{home}/live/{name}").read_bytes())
-            assert len(chain) == 1, (node.name, name)
-            chain[0].verify_directly_issued_by(new)
-        assert (node.root / "var/lib/kubernetes/live/ca.crt").read_text().strip() == authority.read_text().strip()
+        for name, files in SIGNED.items():
+            for file in files:
+                chain = certificates(node, file)
+                assert len(chain) == 1, (node.name, file)
+                chain[0].verify_directly_issued_by(now[name])
+        for name, files in TRUSTED.items():
+            for file in files:
+                assert certificates(node, file) == [now[name]], (node.name, file)
+        assert certificates(node, "kubernetes/live/client-ca.crt") == [now["kubernetes"], now["signer"]], node.name
 
 
 def kill_in_the_middle(cluster, *words):
@@ -114,9 +157,9 @@ def kill_in_the_middle(cluster, *words):
     mark = cluster.lab.master.root / TOP.lstrip("/") / "authorities/kubernetes-ca.rotation"
     run = ["systemd-run", "--quiet", "--collect", f"--unit={UNIT}", "salt-run", *words]
     cluster.lab.master.exec(run)
-    cluster.wait_for("the step sign", lambda: mark.exists() and yaml.safe_load(mark.read_text())["step"] == "sign", 400)
+    cluster.wait_for("the step sign", lambda: mark.exists() and yaml.safe_load(mark.read_text())["step"] == "sign", 600)
     before = live.readlink()
-    cluster.wait_for("the first node", lambda: live.readlink() != before, 240)
+    cluster.wait_for("the first node", lambda: live.readlink() != before, 400)
     cluster.lab.master.exec(["systemctl", "kill", "--signal=KILL", UNIT])
     cluster.wait_for("the end of what still runs", lambda: not any(cluster.salt("saltutil.is_running", "state.*").values()), 240)
 
@@ -128,45 +171,52 @@ def of_before(cluster):
     cluster.kubectl("delete", "secret", "of-before")
 
 
-def test_a_rotation_that_is_killed_goes_on_and_clients_of_both_are_served(cluster, of_before, tmp_path):
-    old = Client(cluster, tmp_path / "old")
-    with Sampler(old) as sampler:
-        kill_in_the_middle(cluster, *ROTATE_CA, asked(**BOTH))
-        said = stands(cluster)
-        assert said["kubernetes"].startswith("kubernetes CA: step 2 of 3, sign: ")
-        assert said["service-account"].startswith("service-account key: step 2 of 3, sign: ")
-        assert old.refused() == []
-
-        done = cluster.orchestrate(asked(**BOTH, until="sign"), sls=ROTATE_CA)
-        assert done.returncode == 0, done.stdout[-4000:]
-        new = Client(cluster, tmp_path / "new")
-        assert new.kubeconfig.read_text() != old.kubeconfig.read_text()
-        assert new.authority.read_text() != old.authority.read_text()
-        assert old.refused() == new.refused() == []
-        secret_is_readable(cluster)
-    assert sampler.asked > 20
-    assert sampler.failed == []
-
+def test_a_rotation_of_all_that_is_killed_goes_on_and_clients_of_both_are_served(cluster, of_before, tmp_path):
+    old, before = Client(cluster, tmp_path / "old"), pairs(cluster)
+    assert len(before) == 2 * len(ALL), sorted(before)
     with leaks.watched(cluster) as watch:
-        done = watch.said(cluster.orchestrate(json.dumps(BOTH["authority"]), sls=["k8s_rollout.rotate_ca"]))
+        with Sampler(old) as sampler:
+            kill_in_the_middle(cluster, *ROTATE_CA, asked(authority=ALL))
+            said = stands(cluster)
+            assert sorted(said) == sorted(ALL)
+            assert {sentence.partition(":")[2][:18] for sentence in said.values()} == {" step 2 of 3, sign"}
+            assert said["kubernetes"].startswith("kubernetes CA: step 2 of 3, sign: ")
+            assert said["service-account"].startswith("service-account key: step 2 of 3, sign: ")
+            assert old.refused() == []
+
+            done = watch.said(cluster.orchestrate(asked(authority=ALL, until="sign"), sls=ROTATE_CA))
+            assert done.returncode == 0, done.stdout[-4000:]
+            new = Client(cluster, tmp_path / "new")
+            assert new.kubeconfig.read_text() != old.kubeconfig.read_text()
+            assert new.authority.read_text() != old.authority.read_text()
+            assert old.refused() == new.refused() == []
+            secret_is_readable(cluster)
+        assert sampler.asked > 20
+        assert sampler.failed == []
+        done = watch.said(cluster.orchestrate(json.dumps(ALL), sls=["k8s_rollout.rotate_ca"]))
     assert done.returncode == 0, done.stdout[-4000:]
     for node in cluster.nodes:  # what the rollout within the rotation does is told as it happens, and in the table
-        assert re.search(rf"^\d\d:\d\d:\d\d  {node.name} +kube-apiserver +gate ", done.stdout, re.M)
-        assert re.search(rf"^{node.name} +kube-apiserver .* new serving$", done.stdout, re.M)
+        for component in ("etcd", "kube-apiserver"):
+            assert re.search(rf"^\d\d:\d\d:\d\d  {node.name} +{component} +gate ", done.stdout, re.M)
+            assert re.search(rf"^{node.name} +{component} .* new serving$", done.stdout, re.M)
     assert re.search(r"^The rotation of .* ended well after ", done.stdout, re.M)
-    leaks.nowhere(cluster, watch, {"a token of before": old.token.rpartition(".")[2]})
-    assert "kubernetes CA: rotated. service-account key: rotated." in done.stdout
+    tokens = {f"a token of {what}": one.token.rpartition(".")[2] for what, one in (("before", old), ("after", new))}
+    leaks.nowhere(cluster, watch, tokens)
+    assert "kubernetes CA: rotated. signer CA: rotated. etcd CA: rotated. front-proxy CA: rotated." in done.stdout
     assert len(old.refused()) == 2 * len(cluster.nodes)
     assert new.refused() == []
     for node in cluster.nodes:  # not by the name of the server alone: it knows the former CA's clients no more
         headers = ["-H", f"Authorization: Bearer {old.token}"]
         assert cluster.get(node, "/version", *headers)[0] == 401
-    of_the_new_ca(cluster)
+    of_the_new_cas(cluster)
     secret_is_readable(cluster)
     serves_everywhere(cluster)
     assert stands(cluster) == {}
-    kept = {path.name for path in (cluster.lab.master.root / TOP.lstrip("/") / "kept").glob("*/[as]*/*")}
-    assert kept >= {"kubernetes-ca.key", "kubernetes-ca.crt", "service-account.key", "service-account.pub"}
+    after = pairs(cluster)
+    assert sorted(after) == sorted(before)  # nothing of the steps is left beside the new pairs
+    assert [name for name in before if before[name] == after[name]] == []
+    kept = {(path.name, path.read_text()) for path in (cluster.lab.master.root / TOP.lstrip("/") / "kept").glob("*/[as]*/*")}
+    assert sorted(name for name, _ in set(before.items()) - kept) == []
     quiet = cluster.steps()
     assert quiet.ok, quiet.failures
 

@@ -42,24 +42,24 @@ def secrets(cluster):
 
 def test_a_key_is_exchanged_in_steps_and_a_rotation_that_was_cut_off_is_finished(cluster, secrets):
     assert set(stored(cluster)) == {"encryption-key1"}
-    cluster.pillar(NEW)
-
-    # A plain rollout would make what is stored unreadable, and says what does it safely.
-    refused = cluster.orchestrate()
-    assert refused.returncode != 0
-    assert "encryption-key1 of the live configuration is not declared any more" in " ".join(refused.stdout.split())
-
-    # Cut off after the first controller was told of the new key: the minion of the second one is gone.
-    cluster.nodes[1].exec(["systemctl", "stop", "salt-minion"])
-    cut_off = cluster.orchestrate(sls=ROTATE)
-    cluster.nodes[1].exec(["systemctl", "start", "salt-minion"])
-    cluster.lab.boot()
-    assert cut_off.returncode != 0
-    assert "controller-2" in cut_off.stdout
-    assert set(stored(cluster)) == {"encryption-key1"}
-    assert_readable(cluster)
-
     with leaks.watched(cluster) as watch:
+        cluster.pillar(NEW)
+
+        # A plain rollout would make what is stored unreadable, and says what does it safely.
+        refused = watch.said(cluster.orchestrate())
+        assert refused.returncode != 0
+        assert "encryption-key1 of the live configuration is not declared any more" in " ".join(refused.stdout.split())
+
+        # Cut off after the first controller was told of the new key: the minion of the second one is gone.
+        cluster.nodes[1].exec(["systemctl", "stop", "salt-minion"])
+        cut_off = watch.said(cluster.orchestrate(sls=ROTATE))
+        cluster.nodes[1].exec(["systemctl", "start", "salt-minion"])
+        cluster.lab.boot()
+        assert cut_off.returncode != 0
+        assert "controller-2" in cut_off.stdout
+        assert set(stored(cluster)) == {"encryption-key1"}
+        assert_readable(cluster)
+
         done = watch.said(cluster.orchestrate(sls=["k8s_rollout.rotate_encryption"]))
     assert done.returncode == 0, done.stdout[-4000:]
     assert re.search(r"^The rotation of .* ended well after ", done.stdout, re.M)

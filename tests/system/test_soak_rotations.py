@@ -1,9 +1,12 @@
 """
 Every rotation, in which the minion, the master and a node are killed at random moments, ends in the rotated state.
 
-Only with KC_SOAK (tests/soak/rotations): a round takes some minutes. A round's choices come from its seed.
+A round takes some minutes, and its choices come from its seed. In CI there is one, of the signer's CA; KC_ROUNDS of them run
+with KC_SOAK (``tests/soak/rotations``).
 """
 
+import base64
+import json
 import os
 import random
 import time
@@ -11,15 +14,19 @@ import time
 import pytest
 import yaml
 from faults import deaths, inject
-from faults.judge import Judge, Witness
+from faults.judge import Judge, Witness, etcdctl
 
 TOP, UNIT = "srv/kubernetes_controller/pki", "rotation"
 CAS = ("kubernetes", "signer", "etcd", "front-proxy")
 ROTATIONS = (*CAS, "service-account", "encryption")
 VICTIMS = ("minion", "master", "node")
-SEEDS = range(int(os.environ.get("KC_SEED", "0")), int(os.environ.get("KC_SEED", "0")) + int(os.environ.get("KC_ROUNDS", "10")))
+FIRST, ROUNDS = (int(os.environ.get(name, default)) for name, default in (("KC_SEED", "0"), ("KC_ROUNDS", "10")))
+SEEDS = range(FIRST, FIRST + ROUNDS) if os.environ.get("KC_SOAK") else [ROTATIONS.index("signer")]
 STEPS = ("trust", "sign", "drop")
 STEP_S = 45  # about what a step takes
+ENCRYPTION = ("add", "promote", "rewrite", "drop")
+PART_S = 30  # the longest part of a step of encryption's, a rehearsal, takes about this
+LAST = "var/log/kubernetes_controller/last.json"
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +52,25 @@ def pair(world, name):
 
 
 def declare(world, name, seed):
-    """Give encryption a key with a new name; the others need nothing in the pillar."""
-    providers = [{"secretbox": {"keys": [f"soak-{seed}-{int(time.time())}"]}}, {"identity": {}}]
+    """Give encryption a key with a new name, and return that; the others need nothing in the pillar."""
+    key = f"soak-{seed}-{int(time.time())}"
     if name == "encryption":
+        providers = [{"secretbox": {"keys": [key]}}, {"identity": {}}]
         world.cluster.pillar({"encryption": [{"resources": ["secrets"], "providers": providers}]})
+    return key
+
+
+def assert_nothing_is_left(world, key):
+    """Every Secret that etcd holds is under a key, and the formula says so; no other key is live."""
+    said = etcdctl(world.cluster.nodes[0], "get", "/registry/secrets/", "--prefix", "--write-out=json").stdout
+    held = {base64.b64decode(one["key"]): base64.b64decode(one["value"]) for one in json.loads(said)["kvs"]}
+    other = [name for name, value in held.items() if not value.startswith(f"k8s:enc:secretbox:v1:{key}:".encode())]
+    assert held and not other, other
+    nodes = [node.name for node in world.cluster.nodes]
+    assert world.cluster.salt("k8s_encryption.left") == dict.fromkeys(nodes, {})
+    live = world.cluster.salt("k8s_encryption.live")
+    providers = {"secrets": [["secretbox", key], ["identity", ""]]}
+    assert {name: one["providers"] for name, one in live.items()} == dict.fromkeys(nodes, providers)
 
 
 def start(world, name):
@@ -63,6 +85,25 @@ def under_way(world):
 def mark(world, name):
     base = "shared/service-account" if name == "service-account" else f"authorities/{name}-ca"
     return world.lab.master.root / TOP / f"{base}.rotation"
+
+
+def record(world):
+    """Return the record of the last run of k8s_rollout, or how far it is."""
+    file = world.lab.master.root / LAST
+    return json.loads(file.read_text()) if file.exists() else {"jid": None, "steps": []}
+
+
+def anywhere_in_the_command(world, before, parts, seconds):
+    """Wait until that many parts of a rotation of encryption keys ended, and some seconds more; return what the moment was."""
+
+    def ended():
+        run = record(world)
+        names = [step["name"] for step in run["steps"]] if run["jid"] != before else []
+        return [name for name in names if name.startswith(tuple(f"{step}," for step in ENCRYPTION))]
+
+    world.cluster.wait_for(f"{parts} parts", lambda: not under_way(world) or len(ended()) >= parts, 900)
+    time.sleep(seconds)
+    return f"{seconds:.0f} s after {parts} parts had ended, the last of now: {(ended() or ['none'])[-1]}"
 
 
 def at_a_random_moment(world, name, step, seconds):
@@ -106,11 +147,15 @@ def test_a_rotation_with_three_deaths_in_it_ends_rotated(world, seed):
     cluster, judge = world.cluster, Judge(world.cluster, world.witness)
     before = {} if name == "encryption" else pair(world, name)
     try:
-        declare(world, name, seed)
+        key = declare(world, name, seed)
         for step, victim in zip(STEPS, chance.sample(VICTIMS, len(VICTIMS)), strict=True):
-            node = chance.choice(cluster.nodes)
+            node, last = chance.choice(cluster.nodes), record(world)["jid"]
             start(world, name)
-            moment = at_a_random_moment(world, name, step, chance.uniform(0, STEP_S))
+            if name == "encryption" and step == STEPS[0]:
+                parts = 3 * (1 + len(cluster.nodes)) + 1  # three rehearsals, each API server after each, and the rewriting
+                moment = anywhere_in_the_command(world, last, chance.randrange(parts), chance.uniform(0, PART_S))
+            else:
+                moment = at_a_random_moment(world, name, step, chance.uniform(0, STEP_S))
             print(f"{name}: {victim} ({node.name}) killed {moment}" + ("" if under_way(world) else ", after the command's end"))
             kill(world, victim, node)
             recover(world)
@@ -123,6 +168,8 @@ def test_a_rotation_with_three_deaths_in_it_ends_rotated(world, seed):
         after = {} if name == "encryption" else pair(world, name)
         assert after.keys() == before.keys()
         assert not [file for file in before if before[file] == after[file]]
+        if name == "encryption":
+            assert_nothing_is_left(world, key)
         for other in cluster.nodes:
             world.witness.is_read_through(other)
         judge.all_serve(patience_s=30)

@@ -1,8 +1,13 @@
 """k8s_encryption.plan: from any live configurations to the declared one, readable by everybody at each moment."""
 
+import base64
 import itertools
+import json
+from types import SimpleNamespace
 
 import pytest
+import yaml
+from salt.exceptions import CommandExecutionError
 
 NODES = ("controller-1", "controller-2", "controller-3")
 
@@ -24,6 +29,11 @@ def encryption(modules):
     class Encryption:
         def __getattr__(self, name):
             return modules[f"k8s_encryption.{name}"]
+
+        def plan(self, declared, lives):
+            answer = modules["k8s_encryption.plan"](declared, lives)
+            assert answer["fault"] == ""
+            return answer["steps"]
 
         def flat(self, entries):
             """What ``live`` says of a node that has this configuration."""
@@ -66,6 +76,48 @@ def test_a_resource_that_joins_is_read_everywhere_before_it_is_encrypted(encrypt
     assert add == [entry(box("key1"), PLAIN), entry(PLAIN, box("key1"), resources=["configmaps"])]
 
 
+@pytest.mark.parametrize(
+    ("live", "declared", "names"),
+    [
+        ([entry(box("key1"), PLAIN, resources=["*.*"])], [entry(box("key2"), PLAIN)], "the keys of secrets, *.* would change"),
+        ([entry(box("key1"), PLAIN, resources=["*."])], [entry(box("key2"), PLAIN)], "the keys of secrets, *. would change"),
+        (
+            [entry(box("key1"), PLAIN, resources=["*.*"])],
+            [entry(box("key2"), PLAIN), entry(box("key1"), PLAIN, resources=["*.*"])],
+            "the keys of secrets would change while *.* is live or declared",
+        ),
+        (OLD, [entry(box("key1"), PLAIN, resources=["*.*"])], "the keys of *.* would change"),
+        (
+            [*OLD, entry(box("key1"), PLAIN, resources=["*.apps"])],
+            [entry(box("key2"), PLAIN, resources=["secrets"]), entry(box("key1"), PLAIN, resources=["*.apps"])],
+            "the keys of secrets would change while *.apps is live or declared",
+        ),
+        (
+            [entry(box("key1"), PLAIN, resources=["*.apps"])],
+            [entry(box("key2"), PLAIN, resources=["deployments.apps"]), entry(box("key1"), PLAIN, resources=["*.apps"])],
+            "the keys of deployments.apps would change while *.apps is live or declared",
+        ),
+    ],
+)
+def test_keys_are_not_exchanged_beside_a_wildcard(modules, encryption, live, declared, names):
+    plan = modules["k8s_encryption.plan"](declared, encryption.lives(live, live, live))
+    assert plan["steps"] == []
+    assert plan["fault"].startswith(f"kubernetes_controller:encryption: {names}")
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        [entry(box("key1"), PLAIN, resources=["*.*"])],
+        [entry(box("key1"), PLAIN), entry(box("key1"), PLAIN, resources=["*.*"])],
+        [entry(box("key1"), PLAIN, resources=["deployments.apps", "*."]), entry(box("key1"), PLAIN, resources=["*.*"])],
+    ],
+)
+def test_what_a_wildcard_says_of_a_resource_counts(encryption, declared):
+    live = [entry(box("key1"), PLAIN, resources=["*.*"])]
+    assert encryption.plan(declared, encryption.lives(live, live, live)) == []
+
+
 @pytest.mark.parametrize("declared", [NEW, [entry({"aescbc": {"keys": ["key9"]}}, box("key1"), PLAIN)], NONE])
 def test_at_each_moment_each_node_reads_what_any_other_writes(encryption, declared):
     """Whatever is interrupted where: the next run plans from what it finds, and no step needs a key that a node lacks."""
@@ -82,3 +134,127 @@ def test_at_each_moment_each_node_reads_what_any_other_writes(encryption, declar
             following = next(step["encryption"] for step in rest if step["encryption"])
             after = encryption.flat(following)["secrets"]
             assert all(one[0] in after and after[0] in one for one in flats), (state, following)
+
+
+# -- what etcd holds ---------------------------------------------------------------------------------------------------
+
+
+class Etcd:
+    """What etcd holds, as etcdctl gives it page by page; and the API server that is asked for it, which encrypts."""
+
+    def __init__(self, node, home, resources):
+        self.held, self.asked, self.node = {}, [], node
+        self.served = [resource.partition(".")[0] for resource in resources]
+        self.config = home / "encryption.yaml"
+        providers = [{"secretbox": {"keys": [{"name": "key2", "secret": "x"}, {"name": "key1", "secret": "y"}]}}, PLAIN]
+        self.config.write_text(yaml.safe_dump({"resources": [{"resources": resources, "providers": providers}]}))
+        node.fake("k8s_generation.flags", return_value={"encryption-provider-config": str(self.config)})
+        node.fake("k8s_etcdctl.environment", return_value={})
+        node.fake("k8s_health.api", self.api)
+        self.row = {"home": str(home), "etcdctl": "etcdctl"}
+
+    def run(self, command, **_):
+        begin, end = (word.encode() for word in command[2:4])
+        limit = int(command[4].partition("=")[2])
+        found = [(key, value) for key, value in sorted(self.held.items()) if begin <= key < end][:limit]
+        kvs = [
+            {what: base64.b64encode(text).decode() for what, text in zip(("key", "value"), pair, strict=True)} for pair in found
+        ]
+        return SimpleNamespace(returncode=0, stdout=json.dumps({"kvs": kvs}), stderr="")
+
+    def put(self, key, name="key1"):
+        self.held[key.encode()] = f"k8s:enc:secretbox:v1:{name}:…".encode()
+
+    def api(self, row, path, method="GET", body=None):
+        self.asked.append(f"{method} {path}")
+        answer = {}
+        if path.startswith("/apis/") and path.count("/") == 2:
+            answer = {"versions": [{"groupVersion": f"{path[6:]}/{version}"} for version in ("v2", "v1")]}
+        elif path.startswith("/apis/") and path.count("/") == 3:
+            answer = {"resources": [{"name": name} for name in self.served if path.endswith("/v1")]}
+        return {"status": 200, "body": json.dumps(answer)}
+
+
+@pytest.fixture
+def etcd(node, tmp_path, monkeypatch):
+    def made(*resources):
+        one = Etcd(node, tmp_path, list(resources))
+        monkeypatch.setattr("subprocess.run", one.run)
+        return one
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("resource", "key", "path"),
+    [
+        ("secrets", "/registry/secrets/a/b", "/api/v1/namespaces/a/secrets/b"),
+        ("services", "/registry/services/specs/a/b", "/api/v1/namespaces/a/services/b"),
+        ("endpoints", "/registry/services/endpoints/a/b", "/api/v1/namespaces/a/endpoints/b"),
+        ("nodes", "/registry/minions/b", "/api/v1/nodes/b"),
+        ("replicationcontrollers", "/registry/controllers/a/b", "/api/v1/namespaces/a/replicationcontrollers/b"),
+        ("ingresses.networking.k8s.io", "/registry/ingress/a/b", "/apis/networking.k8s.io/v1/namespaces/a/ingresses/b"),
+        ("deployments.apps", "/registry/deployments/a/b", "/apis/apps/v1/namespaces/a/deployments/b"),
+        ("roles.rbac.authorization.k8s.io", "/registry/roles/a/b", "/apis/rbac.authorization.k8s.io/v1/namespaces/a/roles/b"),
+        ("services.example.com", "/registry/example.com/services/a/b", "/apis/example.com/v1/namespaces/a/services/b"),
+        ("ingresses.example.com", "/registry/example.com/ingresses/a/b", "/apis/example.com/v1/namespaces/a/ingresses/b"),
+        (
+            "customresourcedefinitions.apiextensions.k8s.io",
+            "/registry/apiextensions.k8s.io/customresourcedefinitions/b",
+            "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/b",
+        ),
+        (  # a custom one of the community's
+            "gateways.gateway.networking.k8s.io",
+            "/registry/gateway.networking.k8s.io/gateways/a/b",
+            "/apis/gateway.networking.k8s.io/v1/namespaces/a/gateways/b",
+        ),
+        ("things.new.k8s.io", "/registry/things/a/b", "/apis/new.k8s.io/v1/namespaces/a/things/b"),  # perhaps compiled in
+    ],
+)
+def test_what_is_under_a_former_key_is_found_where_the_api_server_puts_it(encryption, etcd, resource, key, path):
+    held = etcd(resource)
+    held.put(key)
+    held.put(f"{key}2", "key2")
+    assert encryption.left(held.row) == {resource: 1}
+    assert encryption.rewrite(held.row) == {resource: 1}
+    assert held.asked[-2:] == [f"GET {path}", f"PUT {path}"]
+
+
+@pytest.mark.parametrize(
+    ("resource", "key"),
+    [
+        ("services.example.com", "/registry/services/specs/a/b"),
+        ("secrets.example.com", "/registry/secrets/a/b"),
+        ("services", "/registry/services/endpoints/a/b"),
+        ("services", "/registry/example.com/services/a/b"),
+        ("deployments.apps", "/registry/apps/deployments/a/b"),
+        ("customresourcedefinitions.apiextensions.k8s.io", "/registry/customresourcedefinitions/b"),
+    ],
+)
+def test_what_only_has_the_same_plural_is_not_counted(encryption, etcd, resource, key):
+    held = etcd(resource)
+    held.put(key)
+    assert encryption.left(held.row) == {}
+
+
+def test_what_etcd_holds_is_asked_to_the_last_page(encryption, etcd):
+    held = etcd("nodes")
+    for number in range(450):
+        held.put(f"/registry/minions/node-{number}", "key1" if number % 3 == 0 else "key2")
+    assert encryption.left(held.row) == {"nodes": 150}
+
+
+def test_the_row_of_the_pillar_is_the_one_that_is_asked_by_hand(encryption, etcd, node):
+    """As docs/security.md has it: salt controller-1 k8s_encryption.left"""
+    held = etcd("secrets")
+    held.put("/registry/secrets/a/b")
+    node.fake("k8s_config.load", return_value={"components": {"kube-apiserver": held.row}})
+    assert encryption.left() == encryption.rewrite() == {"secrets": 1}
+
+
+def test_what_etcd_holds_and_the_api_has_not_is_named(encryption, etcd):
+    held = etcd("things.example.com")
+    held.put("/registry/example.com/things/a/b")
+    held.served = ["others"]
+    with pytest.raises(CommandExecutionError, match="^things.example.com: the API server has no such resource"):
+        encryption.rewrite(held.row)

@@ -119,6 +119,41 @@ def test_an_encryption_key_more_is_fine(node, rows):
     assert problems(node, row) == []
 
 
+def encrypted(*entries):
+    """Return the layer in which each entry is resources, separated by spaces, and names of keys."""
+    return {
+        "encryption": [
+            {"resources": resources.split(), "providers": [{"secretbox": {"keys": list(keys)}}, {"identity": {}}]}
+            for resources, *keys in entries
+        ]
+    }
+
+
+ONE, TWO = "encryption-key1", "encryption-key2"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lost"),
+    [
+        ([("secrets configmaps", ONE)], [("secrets", TWO), ("configmaps", ONE)], "secrets"),
+        ([("secrets configmaps", ONE)], [("secrets", ONE)], "configmaps"),
+        ([("*.*", ONE)], [("secrets", TWO), ("*.*", ONE)], "secrets"),
+        ([("*.*", ONE)], [("*.apps", TWO), ("*.*", ONE)], "*.apps"),
+        ([("*.*", ONE)], [("secrets", ONE)], "*.*"),
+        ([("*.", ONE)], [("*.apps", ONE)], "*."),
+        ([("deployments.apps", ONE)], [("*.apps", TWO), ("*.", ONE)], "deployments.apps"),
+        ([("secrets", ONE)], [("*.*", ONE)], None),
+        ([("secrets configmaps", ONE)], [("*.", TWO, ONE)], None),
+        ([("deployments.apps", ONE), ("*.*", TWO)], [("*.apps", TWO, ONE), ("*.*", TWO)], None),
+    ],
+)
+def test_an_encryption_key_is_not_lost_for_one_resource_while_another_keeps_it(node, rows, before, after, lost):
+    live(node, rows(encrypted(*before))["kube-apiserver"])
+    found = [line for line in problems(node, rows(encrypted(*after))["kube-apiserver"]) if "encryption" in line]
+    said = f"secretbox key {ONE} of the live configuration is not declared any more for {lost}: "
+    assert [line.startswith(f"kubernetes_controller:encryption: {said}") for line in found] == [True] * bool(lost), found
+
+
 def test_what_is_staged_is_for_root_alone_and_names_itself(node, rows, material):
     row = rows({"scheduler": {"files": {"kubeconfig": {"kubeconfig": {"embed": False}}}}})["kube-scheduler"]
     leftover = Path("/run/kubernetes-controller-draft-999999999-x")

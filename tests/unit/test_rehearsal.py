@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest import mock
 
 A, M, S = "kube-apiserver", "kube-controller-manager", "kube-scheduler"
 
@@ -82,6 +83,43 @@ def test_one_component_alone_is_rehearsed_with_the_others_as_they_are(node, rows
     assert {name: node.modules["k8s_rehearsal.needed"](components[name], generation) for name, generation in needed.items()} == {
         A: False, M: False, S: True,
     }  # fmt: skip
+
+
+def test_what_is_encrypted_and_leaves_the_declaration_is_read_too(node, rows):
+    def encrypted(*resources):
+        entry = {"resources": list(resources), "providers": [{"secretbox": {"keys": ["encryption-key1"]}}, {"identity": {}}]}
+        return rows({"encryption": [entry]})
+
+    inside = node.modules["k8s_rehearsal.due"].func.__globals__
+    with mock.patch.dict(inside, {"__salt__": node.modules}):
+        read = inside["_encrypted"]
+        assert read(encrypted("secrets", "*.apps")[A]) == ["secrets"]
+        promote(node, {A: encrypted("secrets", "configmaps", "things.example.com", "*.apps")[A]})
+        assert read(encrypted("secrets")[A]) == ["secrets", "configmaps", "things.example.com"]
+        (Path(rows()[A]["home"]) / "live/encryption.yaml").write_text("garbage")
+        assert read(encrypted("secrets")[A]) == ["secrets"]
+
+
+def test_a_resource_that_the_api_has_no_more_is_not_read(node):
+    """As a custom resource's that went, and its live encryption with it: nothing could be declared that passes, else."""
+    answers = {
+        "/apis/example.com": {"versions": [{"groupVersion": "example.com/v2"}, {"groupVersion": "example.com/v1"}]},
+        "/apis/example.com/v2": {"resources": [{"name": "others"}]},
+        "/apis/example.com/v1": {"resources": [{"name": "others"}, {"name": "things"}]},
+    }
+    asked = []
+
+    def inside(function, api, path, **words):
+        asked.append(path.partition("?")[0])
+        if path in answers:
+            return {"status": 200, "body": json.dumps(answers[path])}
+        return {"status": 500 if "things" in path else 404, "body": json.dumps({"message": "StorageError: not transformable"})}
+
+    node.fake("k8s_stage.inside", inside)
+    unreadable = node.modules["k8s_scene.unreadable"]
+    assert unreadable({}, ["gone.example.com", "gone.example.org"]) is None
+    assert "stored things.example.com cannot be read: 500 StorageError" in unreadable({}, ["things.example.com"])
+    assert asked[-1] == "/apis/example.com/v1/things"
 
 
 def test_a_controller_without_an_api_server_beside_it_is_not_rehearsed(node, rows):
