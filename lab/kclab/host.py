@@ -29,7 +29,7 @@ def check():
         raise LabError(
             f"The lab runs on Debian 12 or Ubuntu 22.04 and newer, and this is {release.get('PRETTY_NAME', 'unknown')}."
         )
-    _install(sorted({package for tool, package in TOOLS.items() if not _there(tool)}))
+    install(sorted({package for tool, package in TOOLS.items() if not _there(tool)}))
     overlayfs = "overlay" in Path("/proc/filesystems").read_text().split()
     if not overlayfs and run(["modprobe", "overlay"], check=False).returncode:
         raise LabError("The kernel of this machine has no overlayfs, which the nodes' root filesystems need.")
@@ -39,7 +39,8 @@ def _there(tool):
     return Path(tool).exists() if tool.startswith("/") else shutil.which(tool)
 
 
-def _install(packages):
+def install(packages):
+    """Install Debian packages, with a line that says so."""
     if not packages:
         return
     say(f"installing {' '.join(packages)} with apt-get: the lab needs them on this machine")

@@ -140,6 +140,8 @@ class Lab:
             source.mkdir(parents=True, exist_ok=True)
         network.make_bridge(self.netns)
         for node in nodes:
+            if node.pid and not network.attached(self.netns, node.netns, node.name):
+                node.kill()
             if not node.pid:
                 node.create(self.record["image"])
                 node.start()

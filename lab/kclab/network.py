@@ -56,6 +56,12 @@ def attach(lab_netns, netns, port, address):
     _ip(netns, "link", "set", INTERFACE, "up")
 
 
+def attached(lab_netns, netns, port):
+    """Return whether both ends of the cable of ``attach`` are there, plugged in or not."""
+    ends = ((lab_netns, port), (netns, INTERFACE))
+    return all(_ip(name, "link", "show", "dev", link, check=False).returncode == 0 for name, link in ends)
+
+
 def set_cable(lab_netns, port, plugged):
     """Plug the node's cable into the bridge, or pull it: the node keeps its address and loses its carrier."""
     _ip(lab_netns, "link", "set", port, "up" if plugged else "down")

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "lab"))
 sys.path.insert(0, str(Path(__file__).parent))  # also for the tests: leaks, hardening, faults
 
 import leaks  # noqa: E402
-from kclab import binaries, master  # noqa: E402
+from kclab import binaries, host, master  # noqa: E402
 from kclab.lab import Lab  # noqa: E402
 
 COMPONENTS = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"]
@@ -247,6 +247,7 @@ def real_binaries(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def lab():
+    host.check()
     lab = Lab(os.environ.get("KC_LAB", "systest"))
     if not os.environ.get("KC_KEEP"):
         lab.down()

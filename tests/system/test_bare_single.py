@@ -1,18 +1,20 @@
 """One controller is a control plane too, and needs nobody else."""
 
 import pytest
+from kclab import binaries
 
 COMPONENTS = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"]
+ETCD_36 = "3.6.16"
 
 
 @pytest.fixture
 def only(bare_shared):
-    """Declare one controller and no other; return the node."""
+    """Declare one controller and no other, and what else is given; return the node."""
 
-    def declare(name):
+    def declare(name, **more):
         chosen = bare_shared.lab.node(name)
         others = {node.name: None for node in bare_shared.nodes}
-        bare_shared.pillar({"controllers": {**others, name: chosen.address}})
+        bare_shared.pillar({"controllers": {**others, name: chosen.address}, **more})
         return chosen
 
     return declare
@@ -25,6 +27,10 @@ def assert_healthy_alone(cluster, node):
     assert cluster.get(node, "/readyz") == (200, "ok")
     members = node.exec(["grep", "-e", "--initial-cluster=", "/var/lib/kubernetes-etcd/live/start"]).stdout
     assert members.split()[0] == f"--initial-cluster={node.name}=https://{node.address}:2380"
+
+
+def main_pid(node, unit):
+    return node.exec(["systemctl", "show", "--value", "-p", "MainPID", unit]).stdout.strip()
 
 
 def assert_never_touched(node):
@@ -42,13 +48,19 @@ def test_one_controller_alone_becomes_a_healthy_control_plane(bare_shared, only)
         assert_never_touched(other)
 
 
-def test_a_minion_that_was_never_synced_becomes_a_control_plane_by_one_state_apply(bare_shared, only):
-    node = only("controller-2")
+def test_a_minion_that_was_never_synced_becomes_a_control_plane_by_one_state_apply_on_etcd_3_6(bare_shared, only):
+    binaries.ensure(etcd=[ETCD_36])
+    node = only("controller-2", etcd={"release": ETCD_36})
     bare_shared.make_pki()
     assert_never_touched(node)
     answer = bare_shared.apply(target=node.name)[node.name]
     assert answer.ok, answer.failures
     assert_healthy_alone(bare_shared, node)
+    binary = f"/opt/etcd/{ETCD_36}/bin/etcd"
+    assert f"etcd Version: {ETCD_36}" in node.exec([binary, "--version"]).stdout
+    assert node.exec(["pgrep", "-f", f"^{binary} "]).stdout.split() == [main_pid(node, "etcd")]
+    again = bare_shared.apply(target=node.name)[node.name]
+    assert again.ok and not again.changes, again.failures
 
 
 def test_a_node_that_is_not_declared_is_told_so(bare_shared, only):

@@ -3,8 +3,12 @@
 import pytest
 
 PHASES = [
-    "binaries", "prepare", "preflight", "etcd", "apiserver", "controller_manager", "scheduler", "objects", "links", "health",
+    "binaries", "preflight", "prepare", "rehearsal", "etcd", "apiserver", "objects", "links", "controller_manager", "scheduler",
+    "encryption", "health",
 ]  # fmt: skip
+COMPONENTS = {
+    "etcd": "etcd", "apiserver": "kube-apiserver", "controller_manager": "kube-controller-manager", "scheduler": "kube-scheduler",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -18,11 +22,9 @@ def test_a_phase_alone_changes_nothing_where_all_is_as_declared(cluster, phase):
     assert cluster.processes() == before
 
 
-@pytest.mark.parametrize(
-    ("phase", "component"), [("scheduler", "kube-scheduler"), ("controller_manager", "kube-controller-manager")]
-)
+@pytest.mark.parametrize(("phase", "component"), COMPONENTS.items())
 def test_a_phase_renews_its_component_and_no_other(cluster, pillar, phase, component):
-    pillar({key: {"settings": {"v": 1}} for key in ("controller_manager", "scheduler")})
+    pillar({key: {"settings": {"heartbeat-interval": 120} if key == "etcd" else {"v": 1}} for key in COMPONENTS})
     before = cluster.processes()
     answer = cluster.apply(sls=f"kubernetes_controller.{phase}", target="controller-2")["controller-2"]
     assert answer.ok, answer.failures

@@ -1,0 +1,142 @@
+"""k8s_rehearsal.passed with generations and stamps on disk real; only the stage, which needs systemd, is stood in for."""
+
+import json
+from pathlib import Path
+
+import pytest
+from salt.exceptions import CommandExecutionError
+
+STATE, NAME = "k8s_rehearsal.passed", "generations passed"
+
+
+class Stage:
+    """The stage as the rehearsal finds it: everybody who is ``started`` there is well, but for those in ``sick``."""
+
+    def __init__(self, minion, place):
+        self.place, self.started, self.sick, self.up = place, [], {}, False
+        for name in ("build", "leave", "restore", "leave_out", "dress", "start", "inside"):
+            minion.fake(f"k8s_stage.{name}", getattr(self, name))
+        for name in ("apiserver", "controllers"):
+            minion.fake(f"k8s_scene.{name}", return_value=None)
+        for name, value in {"process": {"pid": 1}, "tell": None, "complaint": "its last words"}.items():
+            minion.fake(f"k8s_component.{name}", return_value=value)
+
+    def build(self, addresses):
+        self.up = True
+        return str(self.place)
+
+    def leave(self):
+        self.up = False
+
+    def restore(self, row, snapshot, member, peer_url=None):
+        return f"{self.place}/data"
+
+    def leave_out(self, environment, etcdctl, prefix):
+        return 0
+
+    def dress(self, row, generation, exchanged):
+        return {**row, "unit_name": f"rehearsal-{row['name']}", "since": 0.0, "plays": generation}
+
+    def start(self, row, data=None):
+        self.started.append((row["name"], row["plays"]))
+
+    def inside(self, function, row, *args, **kwargs):
+        return {"ok": row["name"] not in self.sick, "said": self.sick.get(row["name"], "fine")}
+
+
+@pytest.fixture
+def stage(node, tmp_path):
+    return Stage(node, tmp_path / "stage")
+
+
+@pytest.fixture
+def declare(rows):
+    """Return a function: the rows of a node for these layers, rehearsed at once and on empty data."""
+    quick = {"rollout": {"rehearsal": {"data": "empty"}}}
+
+    def made(*layers):
+        components = rows(quick, *layers)
+        for row in components.values():
+            row["rehearsal"] |= {"window_s": 0, "timeout_s": 5}
+        return components
+
+    return made
+
+
+@pytest.fixture
+def live(node, declare):
+    """All components are live as they are declared."""
+    components = declare()
+    for row in components.values():
+        name = node.modules["k8s_generation.prepare"](row)
+        for link in ("live", "good"):
+            node.modules["k8s_generation.promote"](row["home"], name, link=link)
+    return components
+
+
+CHANGED = {"scheduler": {"settings": {"v": 4}}}
+
+
+def stamps(row):
+    path = Path(row["home"]) / "rehearsed.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def test_what_differs_is_rehearsed_once_with_the_others_as_they_are_live(node, apply, testmode, stage, live, declare):
+    components = declare(CHANGED)
+    row = components["kube-scheduler"]
+    digest = node.modules["k8s_generation.digest"](row)
+    ret = apply(testmode, node, STATE, NAME, components=components)
+    assert ret.result is (None if testmode else True)
+    assert ret.changes == {}
+    assert node.modules["k8s_generation.links"](row["home"])["live"] != digest
+    assert not stage.up
+    if testmode:
+        assert ret.comment == "kube-scheduler would be rehearsed."
+        assert stage.started == []
+    else:
+        said = "kube-scheduler passed on empty data, with etcd, kube-apiserver, kube-controller-manager as live, in "
+        assert ret.comment.startswith(said)
+        assert [name for name, _ in stage.started] == ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"]
+        assert dict(stage.started)["kube-scheduler"] == digest
+        assert list(stamps(row)) == [digest]
+
+
+@pytest.mark.parametrize("what", ["nothing differs", "nothing is live", "switched off"])
+def test_nothing_is_rehearsed_where_there_is_nothing_to_protect(node, apply, testmode, stage, declare, request, what):
+    if what != "nothing is live":
+        request.getfixturevalue("live")
+    off = {"rollout": {"rehearsal": {"enabled": False}}}
+    components = declare(*([] if what == "nothing differs" else [CHANGED]), *([off] if what == "switched off" else []))
+    ret = apply(testmode, node, STATE, NAME, components=components)
+    assert (ret.result, ret.changes, ret.comment) == (True, {}, "Nothing is to be rehearsed.")
+    assert stage.started == []
+
+
+def test_who_does_not_pass_is_named_and_not_stamped(node, stage, live, declare):
+    stage.sick["kube-scheduler"] = "no process"
+    components = declare(CHANGED)
+    for _ in range(2):
+        ret = node.state(STATE, NAME, components=components)
+        assert (ret.result, ret.changes) == (False, {})
+        assert ret.comment == "The rehearsal failed: kube-scheduler: no process. Nothing was touched."
+        assert not stage.up
+    assert stamps(components["kube-scheduler"]) == {}
+    del stage.sick["kube-scheduler"]
+    assert node.state(STATE, NAME, components=components).result is True
+
+
+def test_a_stage_that_cannot_be_built_is_a_sentence(node, stage, live, declare):
+    node.fake("k8s_stage.build", side_effect=CommandExecutionError("ip: no such command"))
+    ret = node.state(STATE, NAME, components=declare(CHANGED))
+    assert (ret.result, ret.changes) == (False, {})
+    assert ret.comment == "The rehearsal failed: ip: no such command. Nothing was touched."
+
+
+def test_what_is_missing_fails_for_real_and_is_not_knowable_in_test_mode(node, apply, testmode, stage, live, declare):
+    del node.opts["pillar"]["kubernetes_controller_pki"]["scheduler.key"]
+    ret = apply(testmode, node, STATE, NAME, again=False, components=declare(CHANGED))
+    assert (ret.result, ret.changes) == (None if testmode else False, {})
+    assert "scheduler.key" in ret.comment
+    assert ret.comment.startswith("Not knowable yet: " if testmode else "The rehearsal failed: ")
+    assert stage.started == []
