@@ -73,10 +73,9 @@ def test_boot_leads_to_a_node_that_answers_at_its_address(alone):
     assert set(traces()) == {"mounts", "namespaces", "cgroups", "files", "processes"}
 
 
-def test_boot_again_changes_nothing_and_is_quick(alone):
-    before, started = pids(alone), time.monotonic()
+def test_boot_again_changes_nothing(alone):
+    before = pids(alone)
     alone.boot()
-    assert time.monotonic() - started < 20
     assert pids(alone) == before
 
 
