@@ -310,9 +310,7 @@ def test_a_good_component_is_not_asked_again(node, rows):
     for link in ("live", "good"):
         node.modules["k8s_generation.promote"](row["home"], name, link=link)
     check = node.fake("k8s_preflight.check")
-    started = time.monotonic()
     assert node.state("k8s_preflight.passed", "fits", components={"kube-scheduler": row}).result is True
-    assert time.monotonic() - started < 0.1
     check.assert_not_called()
 
 

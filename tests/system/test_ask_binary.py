@@ -3,7 +3,6 @@
 import os
 import shutil
 import socket
-import time
 
 import pytest
 
@@ -31,14 +30,12 @@ def ask(node, rows, real_binaries):
 
 @pytest.mark.parametrize("name", COMPONENTS)
 @pytest.mark.parametrize("address", ["{address}", "0.0.0.0", "127.0.0.1"])
-def test_the_defaults_pass_in_half_a_second(ask, name, address, rows):
+def test_the_defaults_pass(ask, name, address, rows):
     key = rows(binaries=False)[name]["key"]
     flags = {"bind-address": address}
     if name == "etcd":
         flags = {f"listen-{kind}-urls": f"https://{address}:{port}" for kind, port in (("client", 2379), ("peer", 2380))}
-    started = time.monotonic()
     assert ask(name, {key: {"settings": flags}}) == GOOD
-    assert time.monotonic() - started < 2
 
 
 def api(**settings):

