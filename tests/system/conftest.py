@@ -49,6 +49,10 @@ def pytest_runtest_makereport(item, call):
         directory = ROOT / "artifacts" / item.name.replace("/", "_")[:80]
         item.funcargs["lab"].evidence(directory)
         report.sections.append(("evidence", str(directory)))
+        # At once, too: a run that is cut off never comes to its summary.
+        item.config.pluginmanager.get_plugin("terminalreporter").write_line(
+            f"\n{item.name}, {call.when}: {str(call.excinfo.value)[:2000]}"
+        )
     return report
 
 
