@@ -11,7 +11,7 @@ import time
 
 from salt.exceptions import CommandExecutionError
 
-CATCH_UP_S = 45  # what lost its API server asks it again after at most 30 s (client-go), and has to read what it missed
+CATCH_UP_S = 75  # what lost its API server asks it again after at most 60 s (client-go), and has to read what it missed
 
 SILENCE_S = 5  # longer than an election of etcd, during which no API server says that it is ready
 

@@ -5,7 +5,7 @@ The gate as a state, for orchestration and for anyone's own SLS.
 from salt.exceptions import CommandExecutionError
 
 
-def ready(name, components, timeout_s=45):
+def ready(name, components, timeout_s=75):
     """
     Ensure that the components of this node serve; nothing is changed either way.
 
@@ -14,7 +14,7 @@ def ready(name, components, timeout_s=45):
     components
         The configuration's ``components`` (dict of rows).
     timeout_s
-        How long to wait for each, in seconds (default 45: what lost its API server asks it again after at most 30 s; in
+        How long to wait for each, in seconds (default 75: what lost its API server asks it again after at most 60 s; in
         test mode each is asked once).
 
     .. code-block:: yaml

@@ -81,7 +81,7 @@ def test_a_generation_that_does_not_pass_its_gate_is_taken_back_and_not_tried_ag
 def test_what_serves_is_not_interrupted_while_a_neighbour_is_not_ready(cluster, pillar):
     first, second = cluster.nodes[0], cluster.nodes[1]
     before = cluster.processes()
-    pillar({"scheduler": {"settings": {"v": 3}}})
+    pillar({"scheduler": {"settings": {"v": 3}}, "rollout": {"turn": {"neighbours_timeout_s": 2}}})
     second.exec(["systemctl", "stop", "kube-apiserver"])
     refused = cluster.apply(sls="kubernetes_controller.scheduler", target=first.name)[first.name]
     assert not refused.ok
