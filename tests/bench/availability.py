@@ -537,6 +537,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=60, help="length of a roll of kind none, default 60")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write what was seen there too")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of what stops the clients
     lab, kind, rolls = Lab(arguments.name), KINDS[arguments.roll], []
     if not lab.nodes:
         raise LabError(f"There is no lab {lab.name}; `./lab/lab --name {lab.name} up` makes it.")
