@@ -3,7 +3,7 @@ One lab for all system tests: three real systemd nodes, a real salt-master, real
 
 Tests that take ``cluster`` share one control plane and leave it as they found it; tests that take ``bare`` get nodes
 with nothing on them, those that take ``bare_shared`` share such nodes with their module, and all these run last.
-KC_LAB names the lab, KC_KEEP=1 leaves it for a look around.
+KC_LAB names the lab, and each lane of a whole run has one of its own; KC_KEEP=1 leaves it for a look around.
 """
 
 import json
@@ -49,11 +49,29 @@ def pytest_runtest_makereport(item, call):
         directory = ROOT / "artifacts" / item.name.replace("/", "_")[:80]
         item.funcargs["lab"].evidence(directory)
         report.sections.append(("evidence", str(directory)))
-        # At once, too: a run that is cut off never comes to its summary.
-        item.config.pluginmanager.get_plugin("terminalreporter").write_line(
-            f"\n{item.name}, {call.when}: {str(call.excinfo.value)[:2000]}"
-        )
     return report
+
+
+class Told:
+    """Tells what each lane is at, and of a failure when it happens: a run that is cut off never comes to its summary."""
+
+    def __init__(self, config):
+        self.config, self.at = config, {}
+
+    def pytest_runtest_logreport(self, report):
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if not terminal:  # this is a lane; its reports come to who started it
+            return
+        lane, file = getattr(report, "worker_id", ""), report.nodeid.partition("::")[0]
+        if lane and file.startswith("tests/system/") and self.at.get(lane) != file:
+            self.at[lane] = file
+            terminal.write_line(f"\n{time.strftime('%H:%M:%S')}  {lane}  {file}")
+        if report.failed:
+            terminal.write_line(f"\n{report.nodeid}, {report.when}: {report.longreprtext[-2000:]}")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Told(config))
 
 
 class Cluster:
@@ -252,7 +270,8 @@ def real_binaries(tmp_path_factory):
 @pytest.fixture(scope="session")
 def lab():
     host.check()
-    lab = Lab(os.environ.get("KC_LAB", "systest"))
+    lane = os.environ.get("PYTEST_XDIST_WORKER")
+    lab = Lab(os.environ.get("KC_LAB", "systest") + (f"-{lane}" if lane else ""))
     if not os.environ.get("KC_KEEP"):
         lab.down()
     lab.boot_with_mirror()
