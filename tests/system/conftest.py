@@ -147,6 +147,20 @@ class Cluster:
                 found[node.name, name] = (live, *shown.stdout.split())
         return found
 
+    def renewed(self, before):
+        """
+        Return the places, as in ``processes``, where something else runs than before.
+
+        A leader that cannot renew its lease for 10 s, as on a busy machine, ends by itself: what systemd has started again
+        since then is the same.
+        """
+        after, nodes = self.processes(), {node.name: node for node in self.nodes}
+        found = {place for place in after if after[place] != before[place]}
+        for node, name in [place for place in found if after[place][0] == before[place][0]]:
+            again = nodes[node].exec(["systemctl", "show", "--value", "-p", "NRestarts", name]).stdout.strip()
+            found -= {(node, name)} if again != "0" else set()
+        return found
+
     def get(self, node, path, *curl, port=6443):
         """Ask a node's API server (or who else is at ``port``) from outside, as nobody; return (status, body)."""
         url = f"https://{node.address}:{port}{path}"

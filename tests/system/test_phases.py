@@ -27,9 +27,8 @@ def test_a_phase_renews_its_component_and_no_other(cluster, pillar):
         answer = cluster.apply(sls=f"kubernetes_controller.{phase}", target="controller-2")["controller-2"]
         assert answer.ok, answer.failures
         assert list(answer.changes) == [f"{component} runs as declared"]
-        after = cluster.processes()
-        assert {place for place in after if after[place] != before[place]} == {("controller-2", component)}
-        old, new = before["controller-2", component], after["controller-2", component]
+        assert cluster.renewed(before) == {("controller-2", component)}
+        old, new = before["controller-2", component], cluster.processes()["controller-2", component]
         assert not set(old) & set(new), "generation, process and start time are new"
 
 
