@@ -22,6 +22,8 @@ MASTER_CONFIG = f"""\
 interface: {ADDRESS}
 user: root
 worker_threads: 5
+# All nodes share this machine: a minion may be too busy to say within 10 s that its job still runs.
+gather_job_timeout: 30
 log_level_logfile: info
 file_roots:
   base:
