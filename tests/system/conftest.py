@@ -107,6 +107,13 @@ class Cluster:
         """Apply an SLS on the minions; return {minion: States}."""
         return {minion: States(answer) for minion, answer in self.salt("state.apply", sls, *args, target=target).items()}
 
+    def go_back(self):
+        """Bring the lab's own pillar to all nodes again, unrehearsed: it is what was there before."""
+        self.pillar({"rollout": {"rehearsal": {"enabled": False}}})
+        answers = self.apply()
+        self.pillar(None)
+        assert all(answer.ok for answer in answers.values()), {minion: answer.failures for minion, answer in answers.items()}
+
     def orchestrate(self, *args, sls=DEPLOY):
         """Run an orchestration on the master; return the finished process."""
         return self.lab.salt_run(*sls, *args, check=False, timeout=900)
@@ -335,7 +342,7 @@ def bare_shared(lab):
 
 @pytest.fixture
 def pillar(cluster):
-    """Lay a pillar over the lab's; afterwards it is taken away and applied away, unrehearsed, as what was there before."""
+    """Lay a pillar over the lab's; afterwards it is taken away and applied away."""
     used = []
 
     def lay(declared):
@@ -344,7 +351,4 @@ def pillar(cluster):
 
     yield lay
     if used:
-        cluster.pillar({"rollout": {"rehearsal": {"enabled": False}}})
-        answers = cluster.apply()
-        cluster.pillar(None)
-        assert all(answer.ok for answer in answers.values()), {m: a.failures for m, a in answers.items()}
+        cluster.go_back()

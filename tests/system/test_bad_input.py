@@ -286,7 +286,10 @@ def lost(cluster, name):
         aside.rename(path)
 
 
-LOST = ["authorities/kubernetes-ca.key", "shared/service-account.key", "shared/encryption-key1"]
+LOST = [
+    "authorities/kubernetes-ca.key", "authorities/etcd-ca.key", "authorities/signer-ca.key",
+    "authorities/front-proxy-ca.key", "shared/service-account.key", "shared/encryption-key1",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LOST)

@@ -114,10 +114,7 @@ class Story:
 def story(cluster):
     """Tell the story of an override; what it changed is changed back at the end of the module."""
     yield lambda node, declared: Story(cluster, node, declared)
-    cluster.pillar({"rollout": {"rehearsal": {"enabled": False}}})
-    answers = cluster.apply()
-    cluster.pillar(None)
-    assert all(answer.ok for answer in answers.values()), {minion: answer.failures for minion, answer in answers.items()}
+    cluster.go_back()
 
 
 @pytest.fixture(scope="module")

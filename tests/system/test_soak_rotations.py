@@ -142,7 +142,7 @@ def recover(world):
 
 
 @pytest.mark.parametrize("seed", SEEDS, ids=[f"{seed}-{ROTATIONS[seed % len(ROTATIONS)]}" for seed in SEEDS])
-def test_a_rotation_with_deaths_in_it_ends_rotated(world, seed):
+def test_a_rotation_with_three_deaths_in_it_ends_rotated(world, seed):
     name, chance = ROTATIONS[seed % len(ROTATIONS)], random.Random(seed)
     cluster, judge = world.cluster, Judge(world.cluster, world.witness)
     before = {} if name == "encryption" else pair(world, name)
