@@ -109,6 +109,26 @@ def health(row, directory=None):
     return {server: {"ok": reason is None, "said": reason or ""} for server, reason in zip(servers, reasons, strict=True)}
 
 
+def leads():
+    """
+    Return whether this node's etcd member is the leader; False, too, where that cannot be told.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-*' k8s_etcdctl.leads
+    """
+    rows = [row for row in __salt__["k8s_config.load"]().get("components", []) if row["name"] == "etcd"]
+    try:
+        access = environment(rows[0])
+        own = {"ETCDCTL_ENDPOINTS": access["ETCDCTL_ENDPOINTS"].split(",")[0]}
+        (said,) = json.loads(_run(rows[0], ["endpoint", "status", "--write-out=json"], access | own))
+        return said["Status"]["leader"] == said["Status"]["header"]["member_id"]
+    except (IndexError, KeyError, ValueError, CommandExecutionError):
+        return False
+
+
 def _trouble(row, server, access):
     """Return why one etcd server does not answer well, or None."""
     reason = _closed(server)

@@ -5,22 +5,9 @@
 {{ unready }}
 {%- else %}
 {%- set nodes = cfg.controllers | list %}
-{#- Salt's own 5 s are too few for nodes that are busy. #}
-{%- set answer_s = 20 %}
+{%- set plan = salt["k8s_roll.plan"](cfg, pillar.get("scheduled", false), opts.test) %}
 {#- What the operator says for one run has to reach the nodes; that he starts this is what rollout:mode manual waits for. -#}
-{%- set once = dict(kubernetes_controller=dict(rollout=dict(cfg.rollout, mode="automatic"))) %}
-{#- A function of Salt's own, so that nodes without the formula's modules answer too. -#}
-{%- set running = salt["saltutil.cmd"](nodes, "service.status", tgt_type="list", arg=["kube-apiserver"], timeout=answer_s) %}
-{#- A node that does not answer may serve. #}
-{%- set idle = running.values() | selectattr("ret", "sameas", false) | list %}
-{%- set serving = idle | length < nodes | length %}
-{#- A test run cannot sync, and salt.state shows nothing of a minion that says so without changes. -#}
-{%- set unsynced = [] %}
-{%- if opts.test %}
-{%- for node, said in salt["saltutil.cmd"](nodes, "k8s_config.load", tgt_type="list").items() %}
-{%- if said.ret is string or "stale" in said.ret %}{% do unsynced.append(node) %}{% endif %}
-{%- endfor %}
-{%- endif %}
+{%- set once = dict(kubernetes_controller=dict(rollout=dict(cfg.rollout, mode=plan.mode))) %}
 
 include:
   - kubernetes_controller.orchestrate.pki
@@ -32,36 +19,23 @@ Every controller has the {{ kind }} of the formula:
     - name: saltutil.sync_{{ kind }}
     - tgt: {{ nodes | json }}
     - tgt_type: list
-    - timeout: {{ answer_s }}
+    - timeout: 20
     - order: first
     - parallel: True
 {%- endfor %}
 
 {%- set last = namespace(kind="salt", id="All controllers are set up at once, as nothing serves yet") %}
-{%- if unsynced %}
+{%- if plan.unsynced %}
 {%- set last.kind, last.id = "test", "What the controllers would change is not knowable yet" %}
 
 What the controllers would change is not knowable yet:
   test.show_notification:
     - text: >-
-        {{ unsynced | sort | join(", ") }}: no modules of this version of the formula. They are synced by the first real run, or
-        now by `salt -L {{ unsynced | sort | join(",") }} saltutil.sync_all`; then test again.
-
-{%- elif not serving %}
-
-All controllers are set up at once, as nothing serves yet:
-  salt.state:
-    - tgt: {{ nodes | json }}
-    - tgt_type: list
-    - sls: kubernetes_controller
-    - expect_minions: True
-    - pillar: {{ once | json }}
-    - require:
-      - sls: kubernetes_controller.orchestrate.pki
-      - salt: Every controller has the modules of the formula
-      - salt: Every controller has the states of the formula
+        {{ plan.unsynced | join(", ") }}: no modules of this version of the formula. They are synced by the first real run, or
+        now by `salt -L {{ plan.unsynced | join(",") }} saltutil.sync_all`; then test again.
 
 {%- else %}
+{%- if plan.installed %}
 
 What is declared for every controller fits together:
   salt.state:
@@ -84,10 +58,27 @@ What is declared for every controller passed its rehearsal:
     - pillar: {{ once | json }}
     - require:
       - salt: What is declared for every controller fits together
+{%- endif %}
+{%- if not plan.serving %}
 
+All controllers are set up at once, as nothing serves yet:
+  salt.state:
+    - tgt: {{ nodes | json }}
+    - tgt_type: list
+    - sls: kubernetes_controller
+    - expect_minions: True
+    - pillar: {{ once | json }}
+    - require:
+      - sls: kubernetes_controller.orchestrate.pki
+      - salt: Every controller has the modules of the formula
+      - salt: Every controller has the states of the formula
+      {%- if plan.installed %}
+      - salt: What is declared for every controller passed its rehearsal
+      {%- endif %}
+{%- else %}
 {%- set last.id = "What is declared for every controller passed its rehearsal" %}
-{%- for phase in cfg.phases %}
-{%- for node in nodes %}
+{%- for phase, order in plan.phases %}
+{%- for node in order %}
 
 {{ phase | join(", ") }} of {{ node }}:
   salt.state:
@@ -112,6 +103,7 @@ Every component of every controller serves:
     - require:
       - salt: {{ last.id }}
 {%- set last.id = "Every component of every controller serves" %}
+{%- endif %}
 {%- endif %}
 
 {%- if cfg.admin.kubeconfig %}

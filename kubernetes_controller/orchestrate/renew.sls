@@ -1,5 +1,5 @@
 {#- Certificates that are due are renewed, and taken up by a rollout; with pillar='{"force": true}' all leaf certificates are.
-    Fit for a schedule of the master: where nothing is due it changes nothing. -#}
+    Fit for a schedule of the master: with pillar='{"scheduled": true}' what else waits is left to rollout:mode. -#}
 {%- from "kubernetes_controller/map.jinja" import cfg, unready with context %}
 {%- from "kubernetes_controller/orchestrate/exists.jinja" import exists with context %}
 {%- if not cfg %}

@@ -40,7 +40,7 @@ def rendering(new_minion, _kept, declared, helpers):
     """Return a function: a minion (or the master) with this pillar, whose interface has its address."""
     used = []
 
-    def made(layer=None, name="controller-1", pillar=None, serving=(), stale=(), silent=(), live=(), **kw):
+    def made(layer=None, name="controller-1", pillar=None, serving=(), stale=(), silent=(), live=(), leads=(), **kw):
         key = (name, *sorted(kw.items()))
         if key not in _kept:
             _kept[key] = new_minion(name=name, **kw)
@@ -55,6 +55,7 @@ def rendering(new_minion, _kept, declared, helpers):
         told = {
             "service.status": lambda node: NO_ANSWER if node in silent else node in serving,
             "file.is_link": lambda node: NO_ANSWER if node in silent else node in live,
+            "k8s_etcdctl.leads": lambda node: node in leads,
             "k8s_encryption.live": lambda node: LIVE if node in serving else NO_ANSWER,
             "k8s_config.load": lambda node: {"stale": True, "errors": []} if node in stale else {"release": "1.37.2"},
         }
@@ -149,7 +150,8 @@ def test_the_orchestration_renders_on_the_master(rendering, cluster, serving, te
         for name in [arguments["sls"]] if isinstance(arguments["sls"], str) else arguments["sls"]:
             assert name in SLS, f"{state_id}: there is no SLS {name}"
     rolled = [arguments["tgt"] for arguments in flat.values() if "kubernetes_controller.scheduler" in arguments["sls"]]
-    assert rolled == ([[node] for node in nodes_of(declared)] if serving else [])
+    order = sorted(nodes_of(declared), key=lambda node: node in serving)
+    assert rolled == ([[node] for node in order] if serving else [])
     _, errors = one.low(ORCHESTRATE[0])
     assert errors == []
 
@@ -181,6 +183,47 @@ def test_a_node_that_does_not_answer_may_serve(rendering):
         text, _ = rendering(master=True, silent=silent).render(ORCHESTRATE[0])
         assert ("All controllers are set up at once" in text) is (not silent)
         assert ("passed its rehearsal" in text) is bool(silent)
+
+
+NODES = ("controller-1", "controller-2", "controller-3")
+
+
+def order_of(one, phase):
+    chunks, errors = one.low("kubernetes_controller.orchestrate.deploy")
+    assert errors == []
+    return [chunk["tgt"] for chunk in chunks if re.match(rf"{phase}\b.* of controller-", chunk["__id__"])]
+
+
+def test_what_does_not_serve_is_repaired_first_and_the_leader_of_etcd_goes_last(rendering):
+    one = rendering({"etcd": {"managed": True}}, master=True, serving=["controller-1", "controller-2"], leads=["controller-1"])
+    assert order_of(one, "etcd") == [["controller-3"], ["controller-2"], ["controller-1"]]
+    assert order_of(one, "apiserver") == [["controller-3"], ["controller-1"], ["controller-2"]]
+    one = rendering({"etcd": {"managed": True}}, master=True, serving=NODES)
+    assert order_of(one, "etcd") == order_of(one, "apiserver") == [[node] for node in NODES]
+
+
+def test_where_the_cluster_is_down_all_rehearse_before_all_are_repaired_at_once(rendering):
+    chunks, errors = rendering(master=True, live=["controller-2"]).low(ORCHESTRATE[0])
+    assert errors == []
+    ids = [chunk["__id__"] for chunk in chunks if chunk["state"] == "salt" and chunk["fun"] == "state"]
+    assert ids == [
+        "What is declared for every controller fits together",
+        "What is declared for every controller passed its rehearsal",
+        "All controllers are set up at once, as nothing serves yet",
+    ]
+
+
+@pytest.mark.parametrize(("due", "mode"), [({}, "manual"), ({"/srv/a.crt": "due"}, "automatic")], ids=["nothing due", "due"])
+def test_a_scheduled_renewal_promotes_only_what_it_renews_where_the_mode_is_manual(rendering, declared, helpers, due, mode):
+    manual = helpers.over(declared, {"rollout": {"mode": "manual"}})
+    for scheduled, expected in ((True, mode), (False, "automatic")):
+        pillar = {"kubernetes_controller": manual, "scheduled": scheduled}
+        one = rendering(pillar=pillar, master=True, serving=NODES)
+        one.fake("k8s_pki.differences", return_value=due)
+        chunks, errors = one.low("kubernetes_controller.orchestrate.renew")
+        assert errors == []
+        modes = {chunk["pillar"]["kubernetes_controller"]["rollout"]["mode"] for chunk in chunks if "pillar" in chunk}
+        assert modes == {expected}
 
 
 def told_to_exist(one, sls):
@@ -226,12 +269,11 @@ def test_what_somebody_else_installed_can_be_adopted_with_new_or_brought_cas(ren
 
 
 @pytest.mark.parametrize("there", ["authorities/kubernetes-ca.crt", "hosts/controller-1/kubernetes_controller_pki/ca.crt"])
-def test_a_master_that_has_a_directory_asks_nobody(rendering, tmp_path, there):
+def test_a_master_that_has_a_directory_goes_by_it(rendering, tmp_path, there):
     (tmp_path / there).parent.mkdir(parents=True)
     (tmp_path / there).touch()
     one = rendering({"pki": {"directory": str(tmp_path)}}, master=True, live=["controller-1"])
     assert told_to_exist(one, "renew") == {""}
-    assert [call.args[1] for call in one.asked.call_args_list] == ["service.status"]
 
 
 @pytest.mark.parametrize("test", [False, True], ids=["real", "testmode"])

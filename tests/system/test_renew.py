@@ -20,9 +20,9 @@ def test_a_schedule_of_the_master_renews_what_is_due(cluster, code_blocks):
     (text,) = [text for words, text in code_blocks("docs/operations.md") if SCHEDULE in text]
     declared = yaml.safe_load(text)
     (job,) = declared["schedule"].values()
-    assert job["days"] == 28
+    assert job["days"] == 1
     del job["days"]
-    job["seconds"] = 20  # nobody waits for a month
+    job["seconds"] = 20  # nobody waits for a day
 
     node, before = cluster.nodes[2], cluster.processes()
     cluster.pillar(None)

@@ -1,0 +1,71 @@
+"""
+Decide, on the master, in which order a rollout goes over the controllers.
+"""
+
+from salt.exceptions import CommandExecutionError
+
+ANSWER_S = 20  # Salt's own 5 s are too few for nodes that are busy
+
+
+def plan(cfg, scheduled=False, test=False):
+    """
+    Ask the controllers what they run, and return how a rollout is to go over them.
+
+    cfg
+        The cluster's resolved configuration (dict).
+    scheduled
+        Nobody starts this run: unless a certificate is due, it is left to ``rollout:mode`` whether anything is
+        promoted (default False: the run promotes).
+    test
+        Whether it is a test run (default False). Such a run cannot sync the formula's modules.
+
+    Returns a dictionary:
+
+    - ``serving``: whether an API server may run somewhere; if so, the controllers are rolled one after another
+    - ``installed``: whether anything of the formula is live somewhere; if so, all rehearse before any moves
+    - ``phases``: a list of ``[names of SLS, minion ids in their order]``. What does not serve comes first, since the
+      others wait for it, and etcd's leader goes last
+    - ``unsynced``: minions without this version's modules (only in a test run)
+    - ``mode``: the ``rollout:mode`` of this run
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd k8s_roll.plan "$CONFIGURATION"
+    """
+    nodes = list(cfg["controllers"])
+    # Functions of Salt's own, so that nodes without the formula's modules answer, too; one that does not answer may serve.
+    runs = _ask(nodes, "service.status", "kube-apiserver")
+    idle = [node for node in nodes if runs[node] is False]
+    serving = len(idle) < len(nodes)
+    installed = serving or True in _ask(nodes, "file.is_link", f"{cfg['conf_dir']}/live").values()
+    leads = _ask(nodes, "k8s_etcdctl.leads") if serving and cfg["etcd"]["managed"] else {}
+    order = sorted(nodes, key=lambda node: node not in idle)
+    last = sorted(order, key=lambda node: leads.get(node) is True)
+    return {
+        "serving": serving,
+        "installed": installed,
+        "phases": [[phase, last if phase == ["etcd"] else order] for phase in cfg["phases"]],
+        "unsynced": _unsynced(nodes) if test else [],
+        "mode": cfg["rollout"]["mode"] if scheduled and not _due(cfg["pki"]) else "automatic",
+    }
+
+
+def _ask(nodes, function, *arguments):
+    """Return what each node answers, None where there is no answer."""
+    answers = __salt__["saltutil.cmd"](nodes, function, tgt_type="list", arg=list(arguments), timeout=ANSWER_S)
+    return {node: (answers.get(node) or {}).get("ret") for node in nodes}
+
+
+def _unsynced(nodes):
+    said = _ask(nodes, "k8s_config.load")
+    return sorted(node for node in nodes if not isinstance(said[node], dict) or "stale" in said[node])
+
+
+def _due(pki):
+    """Return whether anything of the master's files is to be made; what is lost is told by the state that makes them."""
+    try:
+        return bool(__salt__["k8s_pki.differences"](pki))
+    except CommandExecutionError:
+        return False
