@@ -55,7 +55,7 @@ def running(name, component):
     before = __salt__["k8s_generation.links"](component["home"])["live"]
     try:
         _refuse(component, changes)
-        if __opts__["test"] and _is_the_operators(component, changes, before):
+        if __opts__["test"] and _is_the_operators(component, changes):
             return ret | _leave_it_to_the_operator(component, changes, "would be")
         if __opts__["test"]:
             return ret | {"result": None, "changes": changes, "comment": f"{name} would change: {changes['process']}."}
@@ -70,7 +70,7 @@ def _change(component, changes):
     before = _facts(component)
     generation = _prepare(component, changes)
     _rehearse(component, generation)
-    if _is_the_operators(component, changes, before["generation"]):
+    if _is_the_operators(component, changes):
         return _leave_it_to_the_operator(component, changes, "is")
     _snapshot(component, changes)
     with _turn(component, changes, generation) as turn:
@@ -201,9 +201,16 @@ def _rehearse(component, generation):
         raise CommandExecutionError(f"the rehearsal failed: {who}: {exc}. Nothing was touched") from exc
 
 
-def _is_the_operators(component, changes, live):
-    """Tell whether only the operator promotes this. A start of what is live, or the end of a run that was cut off, is not."""
-    return component["mode"] == "manual" and live and "generation" in changes and CUT_OFF not in changes["process"]
+def _is_the_operators(component, changes):
+    """
+    Tell whether only the operator promotes this. A start of what is live is not, nor the end of a run that was cut off,
+    as long as it leads to what was released: the generation that is live, or the good one.
+    """
+    links = __salt__["k8s_generation.links"](component["home"])
+    if component["mode"] != "manual" or not links["live"] or "generation" not in changes:
+        return False
+    released = {name.partition(".")[0] for name in links.values() if name}
+    return CUT_OFF not in changes["process"] or changes["generation"]["new"].partition(".")[0] not in released
 
 
 def _leave_it_to_the_operator(component, changes, verb):

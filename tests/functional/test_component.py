@@ -407,6 +407,26 @@ def test_manual_mode_starts_what_is_good_where_nothing_runs(scheduler, testmode)
     assert bool(scheduler.systemd.pid) is not testmode
 
 
+@pytest.mark.parametrize("pillar_says", ["another", "live", "good"])
+def test_manual_mode_ends_a_run_that_was_cut_off_but_promotes_nothing_that_was_not_released(scheduler, testmode, pillar_says):
+    manual = {"rollout": {"mode": "manual"}}
+    wanted = {name: scheduler.rows(manual, {"scheduler": {"settings": {"v": v}}})["kube-scheduler"]
+              for name, v in {"good": 3, "live": 4, "another": 5}.items()}  # fmt: skip
+    scheduler.run(wanted["good"])
+    scheduler.promote(wanted["live"])
+    before = scheduler.links()
+    ret = scheduler.try_(testmode, wanted[pillar_says])
+    if pillar_says == "another":
+        assert (ret.result, ret.changes) == (True, {})
+        assert "as rollout:mode is manual (restart (flag v, and an earlier run was cut off))" in ret.comment
+        assert scheduler.links() == before
+        assert scheduler.systemd.log == ["restart"]
+        return
+    assert ret.result is expected(testmode)
+    name = scheduler.digest(wanted[pillar_says])
+    assert scheduler.links() == (before if testmode else {"live": name, "good": name})
+
+
 # -- failures ---------------------------------------------------------------------------------------------------------
 
 
