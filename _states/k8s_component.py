@@ -326,7 +326,7 @@ def _go_back(component, generation, changes, answer, before, turn):
     if answer.get("blameless"):
         said += ". It was not the generation's own fault, so the next run tries it again"
     elif turn and turn["handle"] and not __salt__["k8s_turn.held"](turn["handle"]):
-        said += ". The turn was lost meanwhile (was this node cut off?), so the next run tries the generation again"
+        said += ". The turn was lost meanwhile (was this node cut off from etcd?), so the next run tries the generation again"
     else:
         __salt__["k8s_generation.remember_failure"](home, generation, answer["said"])
     _report(component, changes, {**back, "away_s": answer["away_s"] + back["away_s"]}, before, "old serving", said)
