@@ -276,6 +276,8 @@ def _promote(component, generation):
     if __salt__["k8s_generation.links"](home)["live"] != generation or since is None:
         since = time.monotonic()
         __salt__["k8s_generation.promote"](home, generation)
+    if __salt__["k8s_component.unit_differs"](component):  # whatever runs was started by another one
+        since = time.monotonic()
     __salt__["k8s_component.install_unit"](component)
     return since
 

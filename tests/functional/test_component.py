@@ -264,6 +264,22 @@ def test_a_run_killed_during_its_gate_is_finished_without_another_restart(schedu
         assert scheduler.links() == {"live": live, "good": live}
 
 
+def test_a_node_that_lost_its_power_before_its_unit_was_installed_gets_a_restart_with_the_new_one(scheduler, testmode):
+    """It booted with the old unit and the live generation, so its process is younger than the promotion."""
+    scheduler.run()
+    changed = scheduler.declare({"unit": {"Service": {"Nice": 5}}})
+    live = scheduler.promote(changed)
+    time.sleep(0.02)
+    scheduler.systemd.restart("kube-scheduler")
+    before = list(scheduler.systemd.log)
+    ret = scheduler.try_(testmode, changed)
+    assert ret.result is expected(testmode)
+    assert scheduler.systemd.log == before + ([] if testmode else ["restart"])
+    if not testmode:
+        assert scheduler.links() == {"live": live, "good": live}
+        assert scheduler.systemd.unit == scheduler.systemd.live_unit
+
+
 def test_a_first_run_killed_after_its_promotion_is_finished(scheduler, testmode):
     live = scheduler.promote()
     ret = scheduler.try_(testmode)
