@@ -16,6 +16,7 @@ CATCH_UP_S = 75  # what lost its API server asks it again after at most 60 s (cl
 SILENCE_S = 5  # longer than an election of etcd, during which no API server says that it is ready
 
 CUT_OFF = "an earlier run was cut off"
+REPLACED = "binary was replaced"
 ADOPTION = "restart (adopted)"
 
 
@@ -113,6 +114,8 @@ def _compare(component):
             return {**changes, "process": f"start ({asked['why']})"}
         if links["live"] != links["good"]:  # what the process runs from is not known
             return {**changes, "process": f"restart ({asked['why']}, and {CUT_OFF})"}
+        if asked["how"] == "reload" and __salt__["k8s_component.replaced"](component, process["pid"]):
+            return {**changes, "process": f"restart ({asked['why']}, and {REPLACED})"}
         return {**changes, "process": f"{asked['how']} ({asked['why']})"}
     if links["live"] != links["good"]:
         return {"generation": {"old": links["good"], "new": links["live"]}, "process": f"restart ({CUT_OFF})"}
@@ -120,6 +123,8 @@ def _compare(component):
         return {"process": f"start (unit was {process['state']})"}
     if __salt__["k8s_component.unit_differs"](component):
         return {"unit": "not a copy of live/unit", "process": "restart (unit)"}
+    if __salt__["k8s_component.replaced"](component, process["pid"]):
+        return {"binary": "not what the process was started from", "process": f"restart ({REPLACED})"}
     if not process["enabled"]:
         return {"unit": "not enabled", "process": "none (unit)"}
     if __salt__["k8s_component.unit_exposed"](component):

@@ -18,7 +18,8 @@ class Systemd:
     def __init__(self, minion, row):
         self.row, self.unit, self.pid, self.started, self.enabled, self.stranger = row, None, 0, None, False, None
         self.sick, self.refuses, self.log, self.steps, self.exposed = None, None, [], [], False
-        for name in ("process", "restart", "install_unit", "unit_differs", "unit_exposed", "foreign"):
+        self.other_binary = False
+        for name in ("process", "restart", "install_unit", "unit_differs", "unit_exposed", "replaced", "foreign"):
             minion.fake(f"k8s_component.{name}", getattr(self, name))
         self.wait = minion.fake("k8s_health.wait", self.gate)
         minion.fake("k8s_health.serves", return_value=False)
@@ -40,7 +41,7 @@ class Systemd:
 
     def restart(self, name):
         self.log.append("restart")
-        self.pid, self.started = self.pid + 1, time.monotonic()
+        self.pid, self.started, self.other_binary = self.pid + 1, time.monotonic(), False
         return True
 
     def install_unit(self, row):
@@ -54,6 +55,9 @@ class Systemd:
 
     def unit_exposed(self, row):
         return self.exposed
+
+    def replaced(self, row, pid):
+        return bool(pid) and self.other_binary
 
     def foreign(self, row):
         return None if row["adopt"] or (Path(row["home"]) / "live").is_symlink() else self.stranger
@@ -174,6 +178,17 @@ def test_a_second_reload_reaches_a_process_that_watches_the_generation_it_starte
         assert all(path.stat().st_mtime > 1 for path in first.iterdir())
 
 
+def test_what_was_started_from_another_binary_is_not_reloaded_but_restarted(apiserver, authorities, testmode):
+    apiserver.run()
+    apiserver.systemd.other_binary = True
+    new = authorities["kubernetes"].issue("kube-apiserver", ["serverAuth"], ["10.8.0.101"])
+    apiserver.minion.opts["pillar"]["kubernetes_controller_pki"] |= {"apiserver.crt": new.crt, "apiserver.key": new.key}
+    ret = apiserver.try_(testmode)
+    assert ret.changes["process"] == "restart (file tls.crt, file tls.key, and binary was replaced)"
+    assert ret.result is expected(testmode)
+    assert apiserver.systemd.log == ["restart"] * (1 if testmode else 2)
+
+
 def test_what_cannot_be_reloaded_is_a_restart(apiserver, material, testmode):
     apiserver.run()
     apiserver.minion.opts["pillar"]["kubernetes_controller_pki"]["service-account.key"] = material["admin.key"]
@@ -210,9 +225,14 @@ def test_a_component_that_stopped_is_started(scheduler, testmode):
         ({"unit": "edited"}, {"unit": "not a copy of live/unit", "process": "restart (unit)"}, 1),
         ({"enabled": False}, {"unit": "not enabled", "process": "none (unit)"}, 0),
         ({"exposed": True}, {"unit": "readable by others", "process": "none (unit)"}, 0),
+        (
+            {"other_binary": True},
+            {"binary": "not what the process was started from", "process": "restart (binary was replaced)"},
+            1,
+        ),
     ],
 )
-def test_a_unit_that_somebody_edited_disabled_or_opened_is_repaired(scheduler, testmode, edit, changes, restarts):
+def test_a_unit_that_somebody_edited_disabled_or_opened_and_a_strange_binary_are_repaired(scheduler, testmode, edit, changes, restarts):
     scheduler.run()
     for name, value in edit.items():
         setattr(scheduler.systemd, name, value)
