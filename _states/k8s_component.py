@@ -336,6 +336,7 @@ def _go_back(component, generation, changes, answer, before, turn):
         said += ". The turn was lost meanwhile (was this node cut off from etcd?), so the next run tries the generation again"
     else:
         __salt__["k8s_generation.remember_failure"](home, generation, answer["said"])
+    _settle(component, changes, turn)
     _report(component, changes, {**back, "away_s": answer["away_s"] + back["away_s"]}, before, "old serving", said)
     return said
 

@@ -500,6 +500,21 @@ def test_a_failure_is_remembered_unless_the_turn_was_lost_meanwhile(scheduler, h
     assert known == ({scheduler.digest(changed): "no answer"} if held else {})
 
 
+def test_going_back_keeps_the_turn_until_load_balancers_use_the_api_server_again(apiserver):
+    apiserver.run()
+    apiserver.minion.fake("k8s_health.serves", return_value=True)
+    apiserver.minion.fake("k8s_turn.take", return_value=7)
+    apiserver.minion.fake("k8s_turn.held", return_value=True)
+    apiserver.minion.fake("k8s_turn.neighbours_ready", return_value=True)
+    apiserver.minion.fake("k8s_turn.release", lambda turn: apiserver.systemd.steps.append("release"))
+    answer = {"ok": True, "said": "fine", "seconds": 1.0, "away_s": 0.0}
+    apiserver.minion.fake("k8s_health.wait", side_effect=[{**answer, "ok": False, "said": "no answer"}, answer])
+    changed = apiserver.rows({"apiserver": {"settings": {"v": 4}}, "rollout": {"turn": {"settle_s": 0}}})["kube-apiserver"]
+    apiserver.systemd.steps.clear()
+    assert "is back and serves: fine" in apiserver.run(changed).comment
+    assert apiserver.systemd.steps[-4:] == ["go_back", "settle", "failed", "release"]
+
+
 def test_what_failed_before_is_not_tried_again_but_the_good_generation_is_started_where_nothing_runs(scheduler, testmode):
     scheduler.run()
     good, changed = scheduler.digest(), scheduler.declare({"settings": {"v": 4}})
