@@ -13,7 +13,7 @@ from salt.exceptions import CommandExecutionError
 
 CATCH_UP_S = 75  # what lost its API server asks it again after at most 60 s (client-go), and has to read what it missed
 
-SILENCE_S = 5  # longer than an election of etcd, during which no API server says that it is ready
+SILENCE_S = 15  # longer than an election of etcd, and enough for two answers that hang (k8s_health.TIMEOUT_S) and a third
 
 CUT_OFF = "an earlier run was cut off"
 REPLACED = "binary was replaced"

@@ -402,6 +402,15 @@ def test_what_does_not_pass_its_rehearsal_is_not_promoted(scheduler):
     assert scheduler.systemd.log == ["restart"]
 
 
+def test_an_answer_that_hangs_is_not_all_the_patience_with_what_runs(scheduler):
+    """Else an API server that is only busy is restarted without the turn and whatever its neighbours are."""
+    scheduler.run()
+    hangs_s = scheduler.minion.modules["k8s_health.ask"].func.__globals__["TIMEOUT_S"]
+    asked = scheduler.minion.fake("k8s_health.serves", return_value=False)
+    scheduler.run(scheduler.declare({"settings": {"v": 4}}))
+    assert asked.call_args.kwargs["patience_s"] > 2 * hangs_s
+
+
 def test_a_turn_that_was_lost_is_not_used(scheduler):
     scheduler.run()
     good = scheduler.digest()
