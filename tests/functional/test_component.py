@@ -232,7 +232,7 @@ def test_a_component_that_stopped_is_started(scheduler, testmode):
         ),
     ],
 )
-def test_a_unit_that_somebody_edited_disabled_or_opened_and_a_strange_binary_are_repaired(scheduler, testmode, edit, changes, restarts):
+def test_an_edited_disabled_or_opened_unit_and_a_strange_binary_are_repaired(scheduler, testmode, edit, changes, restarts):
     scheduler.run()
     for name, value in edit.items():
         setattr(scheduler.systemd, name, value)
