@@ -143,6 +143,31 @@ def unit_exposed(row):
         return False
 
 
+def replaced(row, pid):
+    """
+    Tell whether process ``pid`` was started from another binary than the live generation's: the file was exchanged, the
+    process started from that, and the right one was put back since. Read only where the file of the process is gone.
+
+    row
+        A row of the configuration's ``components``.
+    pid
+        Its process (0 for none).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_component.replaced "$ROW" 4711
+    """
+    if not pid or not (_executable(pid) or "").endswith(" (deleted)"):
+        return False
+    try:
+        started_from = __salt__["k8s_binary.checksum"](f"/proc/{pid}/exe")
+    except (CommandExecutionError, OSError):  # it ended meanwhile
+        return False
+    return started_from != __salt__["k8s_generation.binary"](row["home"]).get("sha256", started_from)
+
+
 def install_unit(row):
     """
     Copy the live generation's unit to systemd's directory, for root's eyes only, reload systemd, and enable the unit.

@@ -51,6 +51,28 @@ def environment(row, directory=None):
     return {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), **dict(zip(VARIABLES, access, strict=True))}
 
 
+def whole(row, directory=None):
+    """
+    Return the environment (dict) in which etcdctl reaches the cluster by whichever member answers.
+
+    row, directory
+        See ``environment``, which for etcd's own row has this node's member alone: that one may be about to restart, and
+        what has to outlive it (the turn) asks the members of the neighbours, too.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_etcdctl.whole "$ROW"
+    """
+    access = environment(row, directory)
+    if row["name"] != "etcd":
+        return access
+    hosts = [f"[{address}]" if ":" in address else address for address in row["neighbours"].values()]
+    urls = [access["ETCDCTL_ENDPOINTS"], *(f"https://{host}:{row['port']}" for host in hosts)]
+    return access | {"ETCDCTL_ENDPOINTS": ",".join(urls)}
+
+
 def get(row, prefix, directory=None):
     """
     Return {key: value} of all keys that begin with ``prefix``.
@@ -66,7 +88,7 @@ def get(row, prefix, directory=None):
 
         salt 'controller-1' k8s_etcdctl.get "$ROW" /kubernetes_controller/accepts/
     """
-    answer = json.loads(_run(row, ["get", "--prefix", "--write-out=json", prefix], environment(row, directory)))
+    answer = json.loads(_run(row, ["get", "--prefix", "--write-out=json", prefix], whole(row, directory)))
     return {_plain(pair["key"]): _plain(pair.get("value", "")) for pair in answer.get("kvs", [])}
 
 
@@ -85,7 +107,7 @@ def put(row, key, value, directory=None):
 
         salt 'controller-1' k8s_etcdctl.put "$ROW" /kubernetes_controller/note hello
     """
-    _run(row, ["put", key, value], environment(row, directory))
+    _run(row, ["put", key, value], whole(row, directory))
     return True
 
 

@@ -55,7 +55,7 @@ def draft(row):
     Write the files of the generation that ``row`` declares to a directory on /run that only root may enter; return its path.
 
     They name each other there, not below ``live``. For those who have to read or try the files before they are
-    prepared; whoever asked removes the directory, and the next one what a killed run left.
+    prepared; whoever asked removes the directory, and ``sweep_drafts`` what a killed run left.
 
     row
         A row of the configuration's ``components``.
@@ -67,9 +67,7 @@ def draft(row):
         salt 'controller-1' k8s_generation.draft "$ROW"
     """
     files = _build(row)
-    for leftover in glob.glob(f"{DRAFT}-*"):
-        if not os.path.isdir(f"/proc/{leftover.split('-')[-2]}"):
-            shutil.rmtree(leftover, ignore_errors=True)
+    sweep_drafts()
     directory = tempfile.mkdtemp(prefix=f"{DRAFT}-{os.getpid()}-")
     for name, entry in files.items():
         text = entry["text"].replace(f"{row['home']}/live/", f"{directory}/")
@@ -77,6 +75,22 @@ def draft(row):
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
     return directory
+
+
+def sweep_drafts():
+    """
+    Remove the drafts of processes that are gone: a killed run leaves declared files, keys among them. Returns their paths.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.sweep_drafts
+    """
+    leftovers = [path for path in glob.glob(f"{DRAFT}-*") if not os.path.isdir(f"/proc/{path.split('-')[-2]}")]
+    for path in leftovers:
+        shutil.rmtree(path, ignore_errors=True)
+    return leftovers
 
 
 def links(home):

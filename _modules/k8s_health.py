@@ -92,6 +92,8 @@ def probe(row, since=None, thorough=False):
         return _no(f"process {found['pid']} is not {row['name']}, but {found['binary']}")
     if found["binary"] and f"/{released}/" not in found["binary"] and row["binary_managed"]:
         return _no(f"process {found['pid']} runs {found['binary']}, not release {released}")
+    if __salt__["k8s_component.replaced"](row, found["pid"]):
+        return _no(f"process {found['pid']} was started from another binary than release {released}'s; a run restarts it")
     try:
         said = CHECKS[row["name"]](row, flags, thorough)
     except (OSError, ssl.SSLError, http.client.HTTPException, ValueError, KeyError, CommandExecutionError) as exc:

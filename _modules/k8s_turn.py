@@ -2,7 +2,8 @@
 The turn: the right to restart or reload something that is serving. One holder per cluster, by a lock in etcd.
 
 The lock is ``etcdctl lock``, which keeps its lease alive while it runs. It ends with this process, so a minion that is
-killed gives the turn back at once; a node that is cut off gives it back when its lease runs out, and learns so.
+killed gives the turn back at once; a node that is cut off gives it back when its lease runs out, and learns so. It is kept
+by whichever member of etcd answers, so it outlives a restart of the one on this node.
 """
 
 import http.client
@@ -40,7 +41,7 @@ def take(row, directory=None):
     command = ["setpriv", "--pdeathsig", "TERM", row["etcdctl"], "lock", f"--ttl={turn['ttl_s']}", turn["key"]]
     holder = subprocess.Popen(
         command,
-        env=__salt__["k8s_etcdctl.environment"](row, directory),
+        env=__salt__["k8s_etcdctl.whole"](row, directory),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

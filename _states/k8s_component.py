@@ -13,9 +13,10 @@ from salt.exceptions import CommandExecutionError
 
 CATCH_UP_S = 75  # what lost its API server asks it again after at most 60 s (client-go), and has to read what it missed
 
-SILENCE_S = 5  # longer than an election of etcd, during which no API server says that it is ready
+SILENCE_S = 15  # longer than an election of etcd, and enough for two answers that hang (k8s_health.TIMEOUT_S) and a third
 
 CUT_OFF = "an earlier run was cut off"
+REPLACED = "binary was replaced"
 ADOPTION = "restart (adopted)"
 
 
@@ -55,7 +56,7 @@ def running(name, component):
     before = __salt__["k8s_generation.links"](component["home"])["live"]
     try:
         _refuse(component, changes)
-        if __opts__["test"] and _is_the_operators(component, changes, before):
+        if __opts__["test"] and _is_the_operators(component, changes):
             return ret | _leave_it_to_the_operator(component, changes, "would be")
         if __opts__["test"]:
             return ret | {"result": None, "changes": changes, "comment": f"{name} would change: {changes['process']}."}
@@ -70,7 +71,7 @@ def _change(component, changes):
     before = _facts(component)
     generation = _prepare(component, changes)
     _rehearse(component, generation)
-    if _is_the_operators(component, changes, before["generation"]):
+    if _is_the_operators(component, changes):
         return _leave_it_to_the_operator(component, changes, "is")
     _snapshot(component, changes)
     with _turn(component, changes, generation) as turn:
@@ -113,6 +114,8 @@ def _compare(component):
             return {**changes, "process": f"start ({asked['why']})"}
         if links["live"] != links["good"]:  # what the process runs from is not known
             return {**changes, "process": f"restart ({asked['why']}, and {CUT_OFF})"}
+        if asked["how"] == "reload" and __salt__["k8s_component.replaced"](component, process["pid"]):
+            return {**changes, "process": f"restart ({asked['why']}, and {REPLACED})"}
         return {**changes, "process": f"{asked['how']} ({asked['why']})"}
     if links["live"] != links["good"]:
         return {"generation": {"old": links["good"], "new": links["live"]}, "process": f"restart ({CUT_OFF})"}
@@ -120,6 +123,8 @@ def _compare(component):
         return {"process": f"start (unit was {process['state']})"}
     if __salt__["k8s_component.unit_differs"](component):
         return {"unit": "not a copy of live/unit", "process": "restart (unit)"}
+    if __salt__["k8s_component.replaced"](component, process["pid"]):
+        return {"binary": "not what the process was started from", "process": f"restart ({REPLACED})"}
     if not process["enabled"]:
         return {"unit": "not enabled", "process": "none (unit)"}
     if __salt__["k8s_component.unit_exposed"](component):
@@ -201,9 +206,16 @@ def _rehearse(component, generation):
         raise CommandExecutionError(f"the rehearsal failed: {who}: {exc}. Nothing was touched") from exc
 
 
-def _is_the_operators(component, changes, live):
-    """Tell whether only the operator promotes this. A start of what is live, or the end of a run that was cut off, is not."""
-    return component["mode"] == "manual" and live and "generation" in changes and CUT_OFF not in changes["process"]
+def _is_the_operators(component, changes):
+    """
+    Tell whether only the operator promotes this. A start of what is live is not, nor the end of a run that was cut off,
+    as long as it leads to what was released: the generation that is live, or the good one.
+    """
+    links = __salt__["k8s_generation.links"](component["home"])
+    if component["mode"] != "manual" or not links["live"] or "generation" not in changes:
+        return False
+    released = {name.partition(".")[0] for name in links.values() if name}
+    return CUT_OFF not in changes["process"] or changes["generation"]["new"].partition(".")[0] not in released
 
 
 def _leave_it_to_the_operator(component, changes, verb):
@@ -269,6 +281,8 @@ def _promote(component, generation):
     if __salt__["k8s_generation.links"](home)["live"] != generation or since is None:
         since = time.monotonic()
         __salt__["k8s_generation.promote"](home, generation)
+    if __salt__["k8s_component.unit_differs"](component):  # whatever runs was started by another one
+        since = time.monotonic()
     __salt__["k8s_component.install_unit"](component)
     return since
 
@@ -319,9 +333,10 @@ def _go_back(component, generation, changes, answer, before, turn):
     if answer.get("blameless"):
         said += ". It was not the generation's own fault, so the next run tries it again"
     elif turn and turn["handle"] and not __salt__["k8s_turn.held"](turn["handle"]):
-        said += ". The turn was lost meanwhile (was this node cut off?), so the next run tries the generation again"
+        said += ". The turn was lost meanwhile (was this node cut off from etcd?), so the next run tries the generation again"
     else:
         __salt__["k8s_generation.remember_failure"](home, generation, answer["said"])
+    _settle(component, changes, turn)
     _report(component, changes, {**back, "away_s": answer["away_s"] + back["away_s"]}, before, "old serving", said)
     return said
 

@@ -27,6 +27,8 @@ def passed(name, components):
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": ""}
     found, unknowable, changing = [], [], {}
+    if not __opts__["test"]:
+        __salt__["k8s_generation.sweep_drafts"]()
     for component, row in components.items():
         foreign = __salt__["k8s_component.foreign"](row)
         if foreign:

@@ -18,7 +18,8 @@ class Systemd:
     def __init__(self, minion, row):
         self.row, self.unit, self.pid, self.started, self.enabled, self.stranger = row, None, 0, None, False, None
         self.sick, self.refuses, self.log, self.steps, self.exposed = None, None, [], [], False
-        for name in ("process", "restart", "install_unit", "unit_differs", "unit_exposed", "foreign"):
+        self.other_binary = False
+        for name in ("process", "restart", "install_unit", "unit_differs", "unit_exposed", "replaced", "foreign"):
             minion.fake(f"k8s_component.{name}", getattr(self, name))
         self.wait = minion.fake("k8s_health.wait", self.gate)
         minion.fake("k8s_health.serves", return_value=False)
@@ -40,7 +41,7 @@ class Systemd:
 
     def restart(self, name):
         self.log.append("restart")
-        self.pid, self.started = self.pid + 1, time.monotonic()
+        self.pid, self.started, self.other_binary = self.pid + 1, time.monotonic(), False
         return True
 
     def install_unit(self, row):
@@ -54,6 +55,9 @@ class Systemd:
 
     def unit_exposed(self, row):
         return self.exposed
+
+    def replaced(self, row, pid):
+        return bool(pid) and self.other_binary
 
     def foreign(self, row):
         return None if row["adopt"] or (Path(row["home"]) / "live").is_symlink() else self.stranger
@@ -174,6 +178,17 @@ def test_a_second_reload_reaches_a_process_that_watches_the_generation_it_starte
         assert all(path.stat().st_mtime > 1 for path in first.iterdir())
 
 
+def test_what_was_started_from_another_binary_is_not_reloaded_but_restarted(apiserver, authorities, testmode):
+    apiserver.run()
+    apiserver.systemd.other_binary = True
+    new = authorities["kubernetes"].issue("kube-apiserver", ["serverAuth"], ["10.8.0.101"])
+    apiserver.minion.opts["pillar"]["kubernetes_controller_pki"] |= {"apiserver.crt": new.crt, "apiserver.key": new.key}
+    ret = apiserver.try_(testmode)
+    assert ret.changes["process"] == "restart (file tls.crt, file tls.key, and binary was replaced)"
+    assert ret.result is expected(testmode)
+    assert apiserver.systemd.log == ["restart"] * (1 if testmode else 2)
+
+
 def test_what_cannot_be_reloaded_is_a_restart(apiserver, material, testmode):
     apiserver.run()
     apiserver.minion.opts["pillar"]["kubernetes_controller_pki"]["service-account.key"] = material["admin.key"]
@@ -210,9 +225,14 @@ def test_a_component_that_stopped_is_started(scheduler, testmode):
         ({"unit": "edited"}, {"unit": "not a copy of live/unit", "process": "restart (unit)"}, 1),
         ({"enabled": False}, {"unit": "not enabled", "process": "none (unit)"}, 0),
         ({"exposed": True}, {"unit": "readable by others", "process": "none (unit)"}, 0),
+        (
+            {"other_binary": True},
+            {"binary": "not what the process was started from", "process": "restart (binary was replaced)"},
+            1,
+        ),
     ],
 )
-def test_a_unit_that_somebody_edited_disabled_or_opened_is_repaired(scheduler, testmode, edit, changes, restarts):
+def test_an_edited_disabled_or_opened_unit_and_a_strange_binary_are_repaired(scheduler, testmode, edit, changes, restarts):
     scheduler.run()
     for name, value in edit.items():
         setattr(scheduler.systemd, name, value)
@@ -262,6 +282,22 @@ def test_a_run_killed_during_its_gate_is_finished_without_another_restart(schedu
     assert scheduler.systemd.log == before
     if not testmode:
         assert scheduler.links() == {"live": live, "good": live}
+
+
+def test_a_node_that_lost_its_power_before_its_unit_was_installed_gets_a_restart_with_the_new_one(scheduler, testmode):
+    """It booted with the old unit and the live generation, so its process is younger than the promotion."""
+    scheduler.run()
+    changed = scheduler.declare({"unit": {"Service": {"Nice": 5}}})
+    live = scheduler.promote(changed)
+    time.sleep(0.02)
+    scheduler.systemd.restart("kube-scheduler")
+    before = list(scheduler.systemd.log)
+    ret = scheduler.try_(testmode, changed)
+    assert ret.result is expected(testmode)
+    assert scheduler.systemd.log == before + ([] if testmode else ["restart"])
+    if not testmode:
+        assert scheduler.links() == {"live": live, "good": live}
+        assert scheduler.systemd.unit == scheduler.systemd.live_unit
 
 
 def test_a_first_run_killed_after_its_promotion_is_finished(scheduler, testmode):
@@ -366,6 +402,15 @@ def test_what_does_not_pass_its_rehearsal_is_not_promoted(scheduler):
     assert scheduler.systemd.log == ["restart"]
 
 
+def test_an_answer_that_hangs_is_not_all_the_patience_with_what_runs(scheduler):
+    """Else an API server that is only busy is restarted without the turn and whatever its neighbours are."""
+    scheduler.run()
+    hangs_s = scheduler.minion.modules["k8s_health.ask"].func.__globals__["TIMEOUT_S"]
+    asked = scheduler.minion.fake("k8s_health.serves", return_value=False)
+    scheduler.run(scheduler.declare({"settings": {"v": 4}}))
+    assert asked.call_args.kwargs["patience_s"] > 2 * hangs_s
+
+
 def test_a_turn_that_was_lost_is_not_used(scheduler):
     scheduler.run()
     good = scheduler.digest()
@@ -407,6 +452,26 @@ def test_manual_mode_starts_what_is_good_where_nothing_runs(scheduler, testmode)
     assert bool(scheduler.systemd.pid) is not testmode
 
 
+@pytest.mark.parametrize("pillar_says", ["another", "live", "good"])
+def test_manual_mode_ends_a_run_that_was_cut_off_but_promotes_nothing_that_was_not_released(scheduler, testmode, pillar_says):
+    manual = {"rollout": {"mode": "manual"}}
+    wanted = {name: scheduler.rows(manual, {"scheduler": {"settings": {"v": v}}})["kube-scheduler"]
+              for name, v in {"good": 3, "live": 4, "another": 5}.items()}  # fmt: skip
+    scheduler.run(wanted["good"])
+    scheduler.promote(wanted["live"])
+    before = scheduler.links()
+    ret = scheduler.try_(testmode, wanted[pillar_says])
+    if pillar_says == "another":
+        assert (ret.result, ret.changes) == (True, {})
+        assert "as rollout:mode is manual (restart (flag v, and an earlier run was cut off))" in ret.comment
+        assert scheduler.links() == before
+        assert scheduler.systemd.log == ["restart"]
+        return
+    assert ret.result is expected(testmode)
+    name = scheduler.digest(wanted[pillar_says])
+    assert scheduler.links() == (before if testmode else {"live": name, "good": name})
+
+
 # -- failures ---------------------------------------------------------------------------------------------------------
 
 
@@ -442,6 +507,21 @@ def test_a_failure_is_remembered_unless_the_turn_was_lost_meanwhile(scheduler, h
     assert ("The turn was lost meanwhile" in ret.comment) is not held
     known = scheduler.minion.modules["k8s_generation.failures"](str(scheduler.home))
     assert known == ({scheduler.digest(changed): "no answer"} if held else {})
+
+
+def test_going_back_keeps_the_turn_until_load_balancers_use_the_api_server_again(apiserver):
+    apiserver.run()
+    apiserver.minion.fake("k8s_health.serves", return_value=True)
+    apiserver.minion.fake("k8s_turn.take", return_value=7)
+    apiserver.minion.fake("k8s_turn.held", return_value=True)
+    apiserver.minion.fake("k8s_turn.neighbours_ready", return_value=True)
+    apiserver.minion.fake("k8s_turn.release", lambda turn: apiserver.systemd.steps.append("release"))
+    answer = {"ok": True, "said": "fine", "seconds": 1.0, "away_s": 0.0}
+    apiserver.minion.fake("k8s_health.wait", side_effect=[{**answer, "ok": False, "said": "no answer"}, answer])
+    changed = apiserver.rows({"apiserver": {"settings": {"v": 4}}, "rollout": {"turn": {"settle_s": 0}}})["kube-apiserver"]
+    apiserver.systemd.steps.clear()
+    assert "is back and serves: fine" in apiserver.run(changed).comment
+    assert apiserver.systemd.steps[-4:] == ["go_back", "settle", "failed", "release"]
 
 
 def test_what_failed_before_is_not_tried_again_but_the_good_generation_is_started_where_nothing_runs(scheduler, testmode):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -312,6 +313,20 @@ def test_a_good_component_is_not_asked_again(node, rows):
     check = node.fake("k8s_preflight.check")
     assert node.state("k8s_preflight.passed", "fits", components={"kube-scheduler": row}).result is True
     check.assert_not_called()
+
+
+def test_what_a_killed_preflight_drafted_is_removed_by_the_next_run_even_when_nothing_is_to_be_asked(node, testmode):
+    """Keys are in it. What belongs to a process that lives stays."""
+    gone, alive = (Path(f"/run/kubernetes-controller-draft-{pid}-x") for pid in (999999999, 1))
+    try:
+        for draft in (gone, alive):
+            draft.mkdir()
+            (draft / "tls.key").write_text("a key")
+        assert node.state("k8s_preflight.passed", "fits", test=testmode, components={}).result is True
+        assert (gone.exists(), alive.exists()) == (testmode, True)
+    finally:
+        for draft in (gone, alive):
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def test_the_faults_of_all_components_and_of_the_node_are_told_at_once(node, apply, testmode, rows):

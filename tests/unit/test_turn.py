@@ -110,6 +110,33 @@ def test_a_turn_whose_holder_cannot_be_told_is_given_back(node, prepared):
     assert node.modules.pack["__context__"]["k8s_turn"] == {}
 
 
+def test_the_turn_for_etcd_is_kept_by_the_neighbours_too_and_each_other_question_is_for_the_own_member_alone(node, prepared):
+    """Else the turn ends while the member that holds it restarts, and its failure counts as one of the network."""
+    row, _ = prepared("etcd", 2379, key="client_port")
+    row |= {"address": "10.8.0.101", "neighbours": {"controller-2": "10.8.0.102", "controller-3": "fd00::3"}}
+    node.modules["k8s_generation.promote"](row["home"], node.modules["k8s_generation.prepare"](row))
+    own = node.modules["k8s_etcdctl.environment"](row)
+    assert own["ETCDCTL_ENDPOINTS"] == "https://10.8.0.101:2379"
+    etcdctl, asked = Path(row["home"]) / "etcdctl", Path(row["home"]) / "asked"
+    etcdctl.write_text(
+        f'#!/bin/sh\necho "$ETCDCTL_ENDPOINTS" >>{asked}\ncase "$*" in\n'
+        "*get*) echo '{}' ;;\n*lock*) echo /the/key/lease; exec sleep 60 ;;\nesac\n"
+    )
+    etcdctl.chmod(0o755)
+    row |= {"etcdctl": str(etcdctl)}
+    turn = node.modules["k8s_turn.take"](row)  # a lock and a put
+    node.modules["k8s_etcdctl.get"](row, "/a/")
+    assert node.modules["k8s_turn.held"](turn) is True
+    node.modules["k8s_turn.release"](turn)
+    assert asked.read_text().splitlines() == ["https://10.8.0.101:2379,https://10.8.0.102:2379,https://[fd00::3]:2379"] * 3
+    assert node.modules["k8s_etcdctl.environment"](row) == own
+
+
+def test_the_turn_for_an_api_server_is_kept_by_the_servers_that_it_has_itself(node, prepared):
+    row, staged = prepared(A, 6443)
+    assert node.modules["k8s_etcdctl.whole"](row, staged) == node.modules["k8s_etcdctl.environment"](row, staged)
+
+
 # -- what is adopted --------------------------------------------------------------------------------------------------
 
 

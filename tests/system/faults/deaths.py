@@ -141,9 +141,9 @@ def all_serve(world):
 
 
 def leftovers(node):
-    """Return what a rehearsal left on a node."""
+    """Return what a preflight or a rehearsal left on a node."""
     script = """
-        ls -d /run/kubernetes-rehearsal /run/kubernetes-controller-staged-* 2>/dev/null
+        ls -d /run/kubernetes-rehearsal /run/kubernetes-controller-draft-* 2>/dev/null
         ls /run/systemd/system | grep rehearsal; ip netns list | grep rehearsal
         systemctl list-units --all --plain --no-legend 'kubernetes-rehearsal*'; grep rehearsal /proc/mounts; true
     """
