@@ -2,7 +2,7 @@
 Encryption at rest: what the live configuration is, how to get from it to the declared one, and what etcd really holds.
 
 ``plan`` is pure: which configurations lead, one after another, from the live ones of all controllers to the declared
-one, so that at each moment every API server can read what any other one writes. Nothing here returns a key.
+one, so that at each moment every API server can read what any other one writes. Nothing here but ``parse`` returns a key.
 """
 
 import base64
@@ -72,7 +72,7 @@ def resources(row=None):
     row = row or _api()
     try:
         return list(_flat(_configured(row)))
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):  # what is live may be what is to be repaired
+    except (OSError, CommandExecutionError):  # what is live may be what is to be repaired
         return []
 
 
@@ -116,6 +116,42 @@ def plan(declared, lives):
     steps.append({"step": "rewrite", "encryption": None})
     steps.append({"step": "drop", "encryption": declared})
     return {"steps": steps, "fault": ""}
+
+
+def parse(text, where):
+    """
+    Return the ``resources`` (list) of an EncryptionConfiguration.
+
+    This function is for other modules: what it returns holds keys.
+
+    text
+        The configuration, as YAML.
+    where
+        The file or pillar key that it is from, for the operator.
+
+    Raises CommandExecutionError that names the place and the line where it is something else, and quotes nothing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local k8s_encryption.parse "$(cat encryption.yaml)" encryption.yaml
+    """
+    try:
+        entries = yaml.safe_load(text)["resources"]
+        for entry in entries:
+            options = [one for provider in entry["providers"] for one in provider.values() if one]
+            keys = [key for one in options for key in one.get("keys") or []]
+            names = [*entry["resources"], *(key[part] for key in keys for part in ("name", "secret"))]
+            if isinstance(entry["resources"], str) or not all(isinstance(name, str) for name in names):
+                raise TypeError
+        return entries
+    except (yaml.YAMLError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as exc:
+        mark = getattr(exc, "problem_mark", None)
+        raise CommandExecutionError(
+            f"{where} is not an EncryptionConfiguration{f' (line {mark.line + 1})' if mark else ''}. Correct it where it is "
+            "declared; its text is not shown, as it holds keys."
+        ) from None  # a parser's own words quote the text
 
 
 def left(row=None):
@@ -183,8 +219,8 @@ def _configured(row):
     path = __salt__["k8s_generation.flags"](row["home"]).get(FLAG)
     if not path:
         return []
-    with salt.utils.files.fopen(path, encoding="utf-8") as handle:
-        entries = yaml.safe_load(handle).get("resources", [])
+    with salt.utils.files.fopen(path, encoding="utf-8", errors="replace") as handle:
+        entries = parse(handle.read(), path)
     for entry in entries:
         for provider in entry["providers"]:
             for options in provider.values():

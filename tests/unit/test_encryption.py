@@ -3,6 +3,7 @@
 import base64
 import itertools
 import json
+import traceback
 from types import SimpleNamespace
 
 import pytest
@@ -258,3 +259,45 @@ def test_what_etcd_holds_and_the_api_has_not_is_named(encryption, etcd):
     held.served = ["others"]
     with pytest.raises(CommandExecutionError, match="^things.example.com: the API server has no such resource"):
         encryption.rewrite(held.row)
+
+
+# -- what is no configuration -------------------------------------------------------------------------------------------
+
+SECRET = "c2VjcmV0LW9mLXRoZS1maXJzdC1rZXktMzItYnl0ZXM="
+HEAD = "kind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  providers:\n"
+KEYS = HEAD + "  - secretbox:\n      keys:\n      - name: key1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (f"{KEYS}\tsecret: {SECRET}\n", " (line 8)"),
+        (f"{KEYS}        secret: '{SECRET}\n", " (line 9)"),
+        (f"{KEYS}        secret: {SECRET}: {SECRET}\n", " (line 8)"),
+        (f"{KEYS}        secret: [{SECRET}]\n", ""),
+        (f"{KEYS}        secrt: {SECRET}\n", ""),
+        (f"{HEAD}  - secretbox: {SECRET}\n", ""),
+        (f"{HEAD}  - {SECRET}\n", ""),
+        (f"resources: {SECRET}\n", ""),
+        (f"resources: [{{resources: {SECRET}, providers: []}}]", ""),
+        (f"[{SECRET}]\n", ""),
+        (f"{SECRET}\n", ""),
+        (f"\0{SECRET}", ""),
+        ("", ""),
+    ],
+)
+def test_what_is_no_configuration_is_one_sentence_that_quotes_nothing(modules, text, line):
+    with pytest.raises(CommandExecutionError) as raised:
+        modules["k8s_encryption.parse"](text, "/etc/enc.yaml")
+    said = f"/etc/enc.yaml is not an EncryptionConfiguration{line}. Correct it where it is declared; its text is not shown"
+    assert str(raised.value).startswith(said)
+    assert SECRET[:8] not in "".join(traceback.format_exception(raised.value))
+
+
+def test_what_is_live_and_unreadable_is_told_without_a_key(encryption, etcd, node):
+    held = etcd("secrets")
+    held.config.write_text(f"{KEYS}\tsecret: {SECRET}\n")
+    assert encryption.resources(held.row) == []
+    for asked in (encryption.left, encryption.rewrite):
+        with pytest.raises(CommandExecutionError, match=rf"^{held.config} is not an EncryptionConfiguration \(line 8\)"):
+            asked(held.row)
