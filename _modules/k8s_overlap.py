@@ -11,6 +11,7 @@ import hashlib
 import os
 
 import salt.utils.files
+from salt.exceptions import CommandExecutionError
 
 LABEL = "kubernetes-controller-formula"
 PLAIN = "identity"  # what is written without encryption
@@ -117,7 +118,8 @@ def encryption(row, directory=None):
     row, directory
         See ``writes``.
 
-    The first of a resource is what it writes with. Raises CommandExecutionError for what is no EncryptionConfiguration.
+    The first of a resource is what it writes with. Raises CommandExecutionError where what is declared is no
+    EncryptionConfiguration; where what is live is none, it knows nothing.
 
     CLI Example:
 
@@ -128,7 +130,13 @@ def encryption(row, directory=None):
     path = _flags(row, directory).get(ENCRYPTION, "")
     text, name, found = _read(path), os.path.basename(path), {}
     where = f"kubernetes_controller:{row['key']}:files:{name}" if directory and name in row["files"] else path
-    for entry in __salt__["k8s_encryption.parse"](text, where) if text else []:
+    try:
+        entries = __salt__["k8s_encryption.parse"](text, where) if text else []
+    except CommandExecutionError:
+        if directory:
+            raise
+        return {}  # what is live may be what is to be repaired
+    for entry in entries:
         keys = [
             key for provider in entry["providers"] for kind, options in provider.items() for key in _keys(kind, options or {})
         ]
