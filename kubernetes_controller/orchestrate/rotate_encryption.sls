@@ -23,18 +23,16 @@ What is to be rotated can be proven:
     {#- In a test run this state puts a comment of Salt's own in the place of ours, so the name has to tell. #}
     - name: {{ plan.fault | json }}
     - comment: {{ (plan.fault ~ " Nothing was touched.") | json }}
-{%- else %}
-
-include:
-  - kubernetes_controller.orchestrate.pki
-
-{%- if faults %}
+{%- elif faults %}
 
 Every controller serves before keys are exchanged:
   test.fail_without_changes:
     - name: {{ (faults | join("; ") ~ ". Nothing was touched.") | json }}
     - comment: {{ (faults | join("; ") ~ ". Keys are exchanged only while all controllers serve; nothing was touched.") | json }}
 {%- else %}
+
+include:
+  - kubernetes_controller.orchestrate.pki
 {%- set last = namespace(id=none) %}
 {%- for step in plan.steps %}
 {%- set rollout = dict(cfg.rollout, mode="automatic") %}
@@ -89,7 +87,6 @@ rewrite, what is stored is under the new key:
 The encryption is as declared on every controller:
   test.succeed_without_changes:
     - name: {{ nodes | join(", ") }}
-{%- endif %}
 {%- endif %}
 {%- endif %}
 {%- endif %}
