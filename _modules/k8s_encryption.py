@@ -42,7 +42,8 @@ WITH_GROUP = ("apiextensions.k8s.io", "apiregistration.k8s.io")  # of servers th
 
 def live():
     """
-    Return what this node's API server encrypts with: ``serves`` (bool) and ``providers``, {resource: list of pairs}.
+    Return what this node's API server encrypts with: ``serves`` (bool), ``providers``, {resource: list of pairs}, and
+    ``elsewhere``, the resources (list, wildcards too) that it keeps in an etcd of their own.
 
     A pair is a kind of provider and the name of a key (of a provider without keys: its options). The first one writes.
 
@@ -53,7 +54,8 @@ def live():
         salt 'controller-*' k8s_encryption.live
     """
     row = _api()
-    return {"serves": __salt__["k8s_health.serves"](row), "providers": _flat(_configured(row))}
+    providers = _flat(_configured(row))
+    return {"serves": __salt__["k8s_health.serves"](row), "providers": providers, "elsewhere": _elsewhere(row)}
 
 
 def resources(row=None):
@@ -76,7 +78,7 @@ def resources(row=None):
         return []
 
 
-def plan(declared, lives):
+def plan(declared, lives, elsewhere=()):
     """
     Return ``steps`` from the live configurations to the declared one, a list of ``step`` and ``encryption``, and ``fault``.
 
@@ -84,11 +86,14 @@ def plan(declared, lives):
         The pillar's ``encryption`` (list): resources and providers with names of keys.
     lives
         {minion: ``providers`` of ``live``} of every controller.
+    elsewhere
+        ``elsewhere`` of ``live``, of all controllers.
 
     ``add``: the new keys are readable everywhere. ``promote``: they write. ``rewrite``: what is stored is written anew (it
     has no configuration of its own). ``drop``: the declared configuration, without the former keys. A rotation that was
     cut off goes on where it was; [] when nothing is to do. ``fault`` is the sentence for the operator when keys cannot be
-    exchanged, "" otherwise: where a wildcard is live or declared, nothing can prove that the former keys are out of use.
+    exchanged, "" otherwise: where a wildcard is live or declared, or a resource lies in
+    an etcd of its own, nothing can prove that the former keys are out of use.
 
     CLI Example:
 
@@ -106,6 +111,9 @@ def plan(declared, lives):
     if wildcards:
         changed = [resource for resource in resources if any(one[resource] != target[resource] for one in present)]
         return {"steps": [], "fault": _unprovable(wildcards, changed)}
+    apart = [resource for resource in resources if _is_among(elsewhere, resource)]
+    if apart:
+        return {"steps": [], "fault": _not_asked(apart)}
     known = {resource: _union([one[resource] for one in present]) for resource in resources}
     promoted = {resource: _union([target[resource], known[resource]]) for resource in resources}
     if any(pair not in one[resource] for one in present for resource in resources for pair in target[resource]):
@@ -278,6 +286,14 @@ def _unprovable(wildcards, changed):
     )
 
 
+def _not_asked(apart):
+    return (
+        f"kubernetes_controller:encryption: {', '.join(apart)} is kept in an etcd of its own "
+        "(kubernetes_controller:apiserver:settings:etcd-servers-overrides), which is not asked whether it holds anything under "
+        "a former key; take it out of the flag, or exchange the keys by hand (docs/operations.md, Rotating encryption keys)."
+    )
+
+
 def _union(lists):
     """Return what is in any of the lists, in the order in which it first stands there."""
     found = []
@@ -305,6 +321,8 @@ def _strangers(row, resource, pairs):
         raise CommandExecutionError(
             f"kubernetes_controller:encryption: {resource}: what etcd holds of it is not known; name each resource."
         )
+    if _is_among(_elsewhere(row), resource):
+        raise CommandExecutionError(_not_asked([resource]))
     begin, found = _written_as(pairs[0]), []
     for prefix in _prefixes(row, resource):
         for key, value in _stored(row, prefix):
@@ -312,6 +330,17 @@ def _strangers(row, resource, pairs):
             if not right:
                 found.append(key[len(prefix) :].decode())
     return found
+
+
+def _elsewhere(row):
+    """Return the resources that the API server keeps in other etcds; the flag lists them as group/resource#servers."""
+    listed = __salt__["k8s_generation.flags"](row["home"]).get("etcd-servers-overrides", "")
+    named = [one.partition("#")[0].partition("/") for one in listed.split(",") if one]
+    return [f"{name}.{group}" if group or name == "*" else name for group, _, name in named]
+
+
+def _is_among(patterns, resource):
+    return any(__salt__["k8s_overlap.covers"](pattern, resource) for pattern in patterns)
 
 
 def _prefixes(row, resource):

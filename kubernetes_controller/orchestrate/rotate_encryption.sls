@@ -5,17 +5,18 @@
 {{ unready }}
 {%- else %}
 {%- set nodes = cfg.controllers | list %}
-{%- set lives, faults = {}, [] %}
+{%- set lives, elsewhere, faults = {}, [], [] %}
 {%- set answers = salt["saltutil.cmd"](nodes, "k8s_encryption.live", tgt_type="list") %}
 {%- for node in nodes %}
 {%- set said = (answers.get(node) or {}).get("ret") %}
 {%- if said is mapping and said.get("serves") %}
 {%- do lives.update({node: said.providers}) %}
+{%- do elsewhere.extend(said.get("elsewhere", [])) %}
 {%- else %}
 {%- do faults.append(node ~ (": its API server does not serve" if said is mapping else ": " ~ (said or "no answer"))) %}
 {%- endif %}
 {%- endfor %}
-{%- set plan = {"steps": [], "fault": ""} if faults else salt["k8s_encryption.plan"](cfg.encryption, lives) %}
+{%- set plan = {"steps": [], "fault": ""} if faults else salt["k8s_encryption.plan"](cfg.encryption, lives, elsewhere) %}
 {%- if plan.fault %}
 
 What is to be rotated can be proven:

@@ -137,6 +137,16 @@ def test_at_each_moment_each_node_reads_what_any_other_writes(encryption, declar
             assert all(one[0] in after and after[0] in one for one in flats), (state, following)
 
 
+@pytest.mark.parametrize("elsewhere", [["events", "secrets"], ["*."]])
+def test_keys_are_not_exchanged_of_what_lies_in_an_etcd_of_its_own(modules, encryption, elsewhere):
+    lives = encryption.lives(OLD, OLD, OLD)
+    plan = modules["k8s_encryption.plan"](NEW, lives, elsewhere)
+    assert plan["steps"] == []
+    assert plan["fault"].startswith("kubernetes_controller:encryption: secrets is kept in an etcd of its own")
+    assert modules["k8s_encryption.plan"](OLD, lives, elsewhere) == {"steps": [], "fault": ""}
+    assert modules["k8s_encryption.plan"](NEW, lives, ["events", "*.apps"])["fault"] == ""
+
+
 # -- what etcd holds ---------------------------------------------------------------------------------------------------
 
 
@@ -243,6 +253,28 @@ def test_what_etcd_holds_is_asked_to_the_last_page(encryption, etcd):
     for number in range(450):
         held.put(f"/registry/minions/node-{number}", "key1" if number % 3 == 0 else "key2")
     assert encryption.left(held.row) == {"nodes": 150}
+
+
+@pytest.mark.parametrize(
+    ("resource", "flag", "elsewhere"),
+    [
+        ("secrets", "/secrets#https://a:2379;https://b:2379,/events#https://c:2379", True),
+        ("leases.coordination.k8s.io", "coordination.k8s.io/leases#https://a:2379", True),
+        ("deployments.apps", "apps/*#https://a:2379", True),
+        ("secrets", "/*#https://a:2379", True),
+        ("deployments.apps", "/*#https://a:2379,/events#https://a:2379", False),
+        ("secrets", "/events#https://a:2379", False),
+    ],
+)
+def test_what_lies_in_an_etcd_of_its_own_is_told_and_not_counted_as_none(encryption, etcd, node, resource, flag, elsewhere):
+    held = etcd(resource)
+    flags = {"encryption-provider-config": str(held.config), "etcd-servers-overrides": flag}
+    node.fake("k8s_generation.flags", return_value=flags)
+    if not elsewhere:
+        assert encryption.left(held.row) == {}
+        return
+    with pytest.raises(CommandExecutionError, match=f"^kubernetes_controller:encryption: {resource} is kept in an etcd of its"):
+        encryption.left(held.row)
 
 
 def test_the_row_of_the_pillar_is_the_one_that_is_asked_by_hand(encryption, etcd, node):
