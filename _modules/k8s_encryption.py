@@ -8,6 +8,7 @@ one, so that at each moment every API server can read what any other one writes.
 import base64
 import json
 import subprocess
+import urllib.parse
 
 import salt.utils.files
 import yaml
@@ -364,9 +365,9 @@ def _prefixes(row, resource):
 
 def _stored(row, prefix):
     """Yield key and value of all that etcd holds below a prefix, page by page."""
-    end, begin = prefix[:-1] + bytes([prefix[-1] + 1]), prefix
-    while True:
-        command = [row["etcdctl"], "get", begin.decode(), end.decode(), f"--limit={PAGE}", "--write-out=json"]
+    end, last = prefix[:-1] + bytes([prefix[-1] + 1]), None
+    while True:  # each page begins with the last key of the one before: what follows it at once is no argument of a process
+        command = [row["etcdctl"], "get", last or prefix, end, f"--limit={PAGE}", "--write-out=json"]
         answer = subprocess.run(
             command, env=__salt__["k8s_etcdctl.environment"](row), capture_output=True, text=True, check=False, timeout=60
         )
@@ -374,10 +375,12 @@ def _stored(row, prefix):
             raise CommandExecutionError(f"etcd cannot be asked what it holds: {answer.stderr.strip()[-300:]}")
         pairs = json.loads(answer.stdout).get("kvs", [])
         for pair in pairs:
-            yield base64.b64decode(pair["key"]), base64.b64decode(pair.get("value", ""))
+            key = base64.b64decode(pair["key"])
+            if key != last:
+                yield key, base64.b64decode(pair.get("value", ""))
         if len(pairs) < PAGE:
             return
-        begin = base64.b64decode(pairs[-1]["key"]) + b"!"  # before any character that the name of an object can go on with
+        last = key
 
 
 def _collection(row, resource):
@@ -402,7 +405,7 @@ def _asked(row, resource, path):
 def _put_back(row, collection, place):
     root, plural = collection
     namespace, _, name = place.rpartition("/")
-    path = f"{root}/{f'namespaces/{namespace}/' if namespace else ''}{plural}/{name}"
+    path = f"{root}/{f'namespaces/{namespace}/' if namespace else ''}{plural}/{urllib.parse.quote(name, safe='')}"
     for _ in range(5):
         answer = __salt__["k8s_health.api"](row, path)
         if answer["status"] == 404:  # removed meanwhile
