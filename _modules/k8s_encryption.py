@@ -17,8 +17,6 @@ from salt.exceptions import CommandExecutionError
 FLAG = "encryption-provider-config"
 PLAIN = ["identity", ""]
 MARK = b"k8s:enc:"
-# What the API server writes before an encrypted value, by provider (k8s.io/apiserver, pkg/server/options/encryptionconfig).
-VERSIONS = {"secretbox": "v1", "aescbc": "v1", "aesgcm": "v1", "kms": "v2"}
 PAGE = 200
 # Where what the API server has compiled in lies in etcd, if not under its plural (k8s.io/kubernetes 1.37.2,
 # pkg/kubeapiserver/default_storage_factory_builder.go, SpecialDefaultResourcePrefixes).
@@ -106,6 +104,9 @@ def plan(declared, lives, elsewhere=()):
     resources = list(dict.fromkeys([*wanted, *(resource for one in lives.values() for resource in one)]))
     target = {resource: _read_with(wanted, resource) for resource in resources}
     present = [{resource: _read_with(one, resource) for resource in resources} for one in lives.values()]
+    forms = {}  # a KMS that is reached otherwise is the same, as it is declared
+    for one in (target, *present):
+        one |= {resource: [forms.setdefault(_identity(pair), pair) for pair in pairs] for resource, pairs in one.items()}
     if all(one == target for one in present):
         return {"steps": [], "fault": ""}
     wildcards = [resource for resource in resources if "*" in resource]
@@ -308,12 +309,20 @@ def _union(lists):
 
 
 def _written_as(pair):
-    """Return what a value begins with that was written with a pair; None for one that is plain."""
+    """
+    Return what a value begins with that was written with a pair; None for one that is plain.
+
+    See k8s.io/apiserver, pkg/server/options/encryptionconfig.
+    """
+    kind, name, version = _identity(pair)
+    return None if kind == "identity" else f"k8s:enc:{kind}:{version}:{name}:".encode()
+
+
+def _identity(pair):
+    """Return what of a pair decides who can read what it wrote: kind, name and version; of a KMS not where it is reached."""
     kind, word = pair
-    if kind == "identity":
-        return None
-    name = json.loads(word)["name"] if word.startswith("{") else word
-    return f"k8s:enc:{kind}:{VERSIONS.get(kind, 'v1')}:{name}:".encode()
+    options = json.loads(word) if word.startswith("{") else {"name": word}
+    return kind, options.get("name", ""), options.get("apiVersion", "v1")
 
 
 def _strangers(row, resource, pairs):

@@ -249,10 +249,10 @@ def _authorities(kind, path):
 
 
 def _keys(kind, options):
-    """Return what a provider knows: kind, name and fingerprint of each key; a KMS is known by its name."""
+    """Return what a provider knows: kind, name and fingerprint of each key; a KMS is known by its name and version."""
     if kind == PLAIN:
         return [(PLAIN, "", PLAIN)]
-    keys = options.get("keys") or [{"name": options.get("name", ""), "secret": ""}]
+    keys = options.get("keys") or [{"name": options.get("name", ""), "secret": options.get("apiVersion", "v1")}]
     return [(kind, key["name"], _marked("encryption", f"{kind}\0{key['name']}\0{key['secret']}")) for key in keys]
 
 

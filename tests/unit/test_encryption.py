@@ -43,7 +43,8 @@ def encryption(modules):
                 pairs = []
                 for provider in one["providers"]:
                     for kind, options in provider.items():
-                        pairs += [[kind, key] for key in options["keys"]] if options else [[kind, ""]]
+                        word = json.dumps(options, sort_keys=True) if options else ""
+                        pairs += [[kind, key] for key in (options or {}).get("keys", [word])]
                 found |= {resource: pairs for resource in one["resources"]}
             return found
 
@@ -145,6 +146,35 @@ def test_keys_are_not_exchanged_of_what_lies_in_an_etcd_of_its_own(modules, encr
     assert plan["fault"].startswith("kubernetes_controller:encryption: secrets is kept in an etcd of its own")
     assert modules["k8s_encryption.plan"](OLD, lives, elsewhere) == {"steps": [], "fault": ""}
     assert modules["k8s_encryption.plan"](NEW, lives, ["events", "*.apps"])["fault"] == ""
+
+
+def kms(name, version="v2", endpoint="unix:///a"):
+    return [entry({"kms": {"apiVersion": version, "name": name, "endpoint": endpoint}}, PLAIN)]
+
+
+def test_a_kms_is_its_name_and_version_and_not_where_it_is_reached(encryption):
+    live = kms("one")
+    assert encryption.plan(kms("one", endpoint="unix:///b"), encryption.lives(live, live, live)) == []
+    for other in (kms("two"), kms("one", "v1")):
+        steps = encryption.plan(other, encryption.lives(live, live, live))
+        assert [step["step"] for step in steps] == ["add", "promote", "rewrite", "drop"]
+    other = [entry(*box_and(kms("one", endpoint="unix:///b")))]
+    add = encryption.plan(other, encryption.lives(live, live, live))[0]["encryption"]
+    names = [options["endpoint"] for provider in add[0]["providers"] for kind, options in provider.items() if kind == "kms"]
+    assert names == ["unix:///b"]
+
+
+def box_and(configuration):
+    return [box("key1"), *configuration[0]["providers"]]
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_what_a_kms_wrote_begins_with_its_version(encryption, etcd, version):
+    held = etcd("secrets")
+    held.config.write_text(yaml.safe_dump({"resources": kms("one", version)}))
+    for one in ("v1", "v2"):
+        held.held[f"/registry/secrets/a/{one}".encode()] = f"k8s:enc:kms:{one}:one:…".encode()
+    assert encryption.left(held.row) == {"secrets": 1}
 
 
 # -- what etcd holds ---------------------------------------------------------------------------------------------------

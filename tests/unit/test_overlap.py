@@ -156,6 +156,20 @@ def test_the_key_that_a_node_writes_with_must_be_known_to_all(cluster, theirs, n
         assert '{"ignore": ["overlap"]}' in line
 
 
+def kms(name, version="v2", endpoint="unix:///a"):
+    one = {"kms": {"apiVersion": version, "name": name, "endpoint": endpoint}}
+    return {"encryption": [{"resources": ["secrets"], "providers": [one, {"identity": {}}]}]}
+
+
+@pytest.mark.parametrize(
+    ("new", "refused"), [(kms("two"), True), (kms("one", "v1"), True), (kms("one", endpoint="unix:///b"), False)]
+)
+def test_a_kms_is_its_name_and_version(cluster, new, refused):
+    cluster.live(kms("one"))
+    cluster.all_published(kms("one"))
+    assert bool(cluster.refusals(new, names=[A])) is refused
+
+
 def test_a_key_exchanged_under_its_name_is_another_key(cluster, node, material):
     cluster.live()
     cluster.published("controller-2")

@@ -112,6 +112,29 @@ def test_an_encryption_key_in_use_is_not_lost_by_a_declaration(node, rows, mater
     assert problems(node, allowed) == []
 
 
+def kms(name, version="v2", endpoint="unix:///a"):
+    one = {"kms": {"apiVersion": version, "name": name, "endpoint": endpoint}}
+    return {"encryption": [{"resources": ["secrets"], "providers": [one, {"identity": {}}]}]}
+
+
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [
+        ({"encryption": [{"resources": ["secrets"], "providers": [{"identity": {}}]}]}, "is not declared any more"),
+        (kms("two"), "is not declared any more"),
+        (kms("one", "v1"), "is another under the same name"),
+        (kms("one", endpoint="unix:///b"), None),
+    ],
+    ids=["dropped", "renamed", "v2 to v1", "endpoint only"],
+)
+def test_a_kms_in_use_is_not_lost_by_a_declaration(node, rows, layer, says):
+    live(node, rows(kms("one"))["kube-apiserver"])
+    found = [line for line in problems(node, rows(layer)["kube-apiserver"]) if "encryption" in line]
+    assert len(found) == bool(says), found
+    for line in found:
+        assert line.startswith(f"kubernetes_controller:encryption: kms key one of the live configuration {says} for secrets")
+
+
 def test_an_encryption_key_more_is_fine(node, rows):
     live(node, rows()["kube-apiserver"])
     keys = [{"secretbox": {"keys": ["encryption-key2", "encryption-key1"]}}, {"identity": {}}]
