@@ -353,14 +353,22 @@ def _table_faults(cfg):
             faults.append(f"{PILLAR}:objects:{name}: expected an object with apiVersion, kind and metadata:name.")
     for entry in cfg["encryption"]:
         if not isinstance(entry, dict) or not isinstance(entry.get("resources"), list):
-            faults.append(f"{PILLAR}:encryption: expected a list of resources and providers, found {entry!r}.")
+            faults.append(f"{PILLAR}:encryption: expected a list of resources and providers, found {_outline(entry)}.")
             continue
         for provider in entry.get("providers") or [None]:
-            if not isinstance(provider, dict) or len(provider) != 1:
+            options = next(iter(provider.values())) or {} if isinstance(provider, dict) and len(provider) == 1 else None
+            keys = options.get("keys", []) if isinstance(options, dict) else None
+            if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
                 faults.append(
-                    f"{PILLAR}:encryption: expected a provider such as `secretbox: {{keys: [NAME]}}`, found {provider!r}."
+                    f"{PILLAR}:encryption: expected a provider such as `secretbox: {{keys: [NAME]}}`, where NAME is that of a "
+                    f"file of certificate material, found {_outline(provider)}."
                 )
     return faults
+
+
+def _outline(value):
+    """Return what a value is, without what a dictionary has in it: that may be a key, in the place of its name."""
+    return f"a dictionary of {', '.join(map(str, value))}" if isinstance(value, dict) else repr(value)
 
 
 def _controller_faults(cfg):

@@ -2,12 +2,13 @@
 Encryption at rest: what the live configuration is, how to get from it to the declared one, and what etcd really holds.
 
 ``plan`` is pure: which configurations lead, one after another, from the live ones of all controllers to the declared
-one, so that at each moment every API server can read what any other one writes. Nothing here returns a key.
+one, so that at each moment every API server can read what any other one writes. Nothing here but ``parse`` returns a key.
 """
 
 import base64
 import json
 import subprocess
+import urllib.parse
 
 import salt.utils.files
 import yaml
@@ -16,8 +17,6 @@ from salt.exceptions import CommandExecutionError
 FLAG = "encryption-provider-config"
 PLAIN = ["identity", ""]
 MARK = b"k8s:enc:"
-# What the API server writes before an encrypted value, by provider (k8s.io/apiserver, pkg/server/options/encryptionconfig).
-VERSIONS = {"secretbox": "v1", "aescbc": "v1", "aesgcm": "v1", "kms": "v2"}
 PAGE = 200
 # Where what the API server has compiled in lies in etcd, if not under its plural (k8s.io/kubernetes 1.37.2,
 # pkg/kubeapiserver/default_storage_factory_builder.go, SpecialDefaultResourcePrefixes).
@@ -42,7 +41,8 @@ WITH_GROUP = ("apiextensions.k8s.io", "apiregistration.k8s.io")  # of servers th
 
 def live():
     """
-    Return what this node's API server encrypts with: ``serves`` (bool) and ``providers``, {resource: list of pairs}.
+    Return what this node's API server encrypts with: ``serves`` (bool), ``providers``, {resource: list of pairs}, and
+    ``elsewhere``, the resources (list, wildcards too) that it keeps in an etcd of their own.
 
     A pair is a kind of provider and the name of a key (of a provider without keys: its options). The first one writes.
 
@@ -53,7 +53,8 @@ def live():
         salt 'controller-*' k8s_encryption.live
     """
     row = _api()
-    return {"serves": __salt__["k8s_health.serves"](row), "providers": _flat(_configured(row))}
+    providers = _flat(_configured(row))
+    return {"serves": __salt__["k8s_health.serves"](row), "providers": providers, "elsewhere": _elsewhere(row)}
 
 
 def resources(row=None):
@@ -72,11 +73,11 @@ def resources(row=None):
     row = row or _api()
     try:
         return list(_flat(_configured(row)))
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):  # what is live may be what is to be repaired
+    except (OSError, CommandExecutionError):  # what is live may be what is to be repaired
         return []
 
 
-def plan(declared, lives):
+def plan(declared, lives, elsewhere=()):
     """
     Return ``steps`` from the live configurations to the declared one, a list of ``step`` and ``encryption``, and ``fault``.
 
@@ -84,11 +85,14 @@ def plan(declared, lives):
         The pillar's ``encryption`` (list): resources and providers with names of keys.
     lives
         {minion: ``providers`` of ``live``} of every controller.
+    elsewhere
+        ``elsewhere`` of ``live``, of all controllers.
 
     ``add``: the new keys are readable everywhere. ``promote``: they write. ``rewrite``: what is stored is written anew (it
     has no configuration of its own). ``drop``: the declared configuration, without the former keys. A rotation that was
     cut off goes on where it was; [] when nothing is to do. ``fault`` is the sentence for the operator when keys cannot be
-    exchanged, "" otherwise: where a wildcard is live or declared, nothing can prove that the former keys are out of use.
+    exchanged, "" otherwise: where a wildcard is live or declared, or a resource lies in
+    an etcd of its own, nothing can prove that the former keys are out of use.
 
     CLI Example:
 
@@ -100,12 +104,18 @@ def plan(declared, lives):
     resources = list(dict.fromkeys([*wanted, *(resource for one in lives.values() for resource in one)]))
     target = {resource: _read_with(wanted, resource) for resource in resources}
     present = [{resource: _read_with(one, resource) for resource in resources} for one in lives.values()]
+    forms = {}  # a KMS that is reached otherwise is the same, as it is declared
+    for one in (target, *present):
+        one |= {resource: [forms.setdefault(_identity(pair), pair) for pair in pairs] for resource, pairs in one.items()}
     if all(one == target for one in present):
         return {"steps": [], "fault": ""}
     wildcards = [resource for resource in resources if "*" in resource]
     if wildcards:
         changed = [resource for resource in resources if any(one[resource] != target[resource] for one in present)]
         return {"steps": [], "fault": _unprovable(wildcards, changed)}
+    apart = [resource for resource in resources if _is_among(elsewhere, resource)]
+    if apart:
+        return {"steps": [], "fault": _not_asked(apart)}
     known = {resource: _union([one[resource] for one in present]) for resource in resources}
     promoted = {resource: _union([target[resource], known[resource]]) for resource in resources}
     if any(pair not in one[resource] for one in present for resource in resources for pair in target[resource]):
@@ -116,6 +126,42 @@ def plan(declared, lives):
     steps.append({"step": "rewrite", "encryption": None})
     steps.append({"step": "drop", "encryption": declared})
     return {"steps": steps, "fault": ""}
+
+
+def parse(text, where):
+    """
+    Return the ``resources`` (list) of an EncryptionConfiguration.
+
+    This function is for other modules: what it returns holds keys.
+
+    text
+        The configuration, as YAML.
+    where
+        The file or pillar key that it is from, for the operator.
+
+    Raises CommandExecutionError that names the place and the line where it is something else, and quotes nothing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local k8s_encryption.parse "$(cat encryption.yaml)" encryption.yaml
+    """
+    try:
+        entries = yaml.safe_load(text)["resources"]
+        for entry in entries:
+            options = [one for provider in entry["providers"] for one in provider.values() if one]
+            keys = [key for one in options for key in one.get("keys") or []]
+            names = [*entry["resources"], *(key[part] for key in keys for part in ("name", "secret"))]
+            if isinstance(entry["resources"], str) or not all(isinstance(name, str) for name in names):
+                raise TypeError
+        return entries
+    except (yaml.YAMLError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as exc:
+        mark = getattr(exc, "problem_mark", None)
+        raise CommandExecutionError(
+            f"{where} is not an EncryptionConfiguration{f' (line {mark.line + 1})' if mark else ''}. Correct it where it is "
+            "declared; its text is not shown, as it holds keys."
+        ) from None  # a parser's own words quote the text
 
 
 def left(row=None):
@@ -183,8 +229,8 @@ def _configured(row):
     path = __salt__["k8s_generation.flags"](row["home"]).get(FLAG)
     if not path:
         return []
-    with salt.utils.files.fopen(path, encoding="utf-8") as handle:
-        entries = yaml.safe_load(handle).get("resources", [])
+    with salt.utils.files.fopen(path, encoding="utf-8", errors="replace") as handle:
+        entries = parse(handle.read(), path)
     for entry in entries:
         for provider in entry["providers"]:
             for options in provider.values():
@@ -242,6 +288,14 @@ def _unprovable(wildcards, changed):
     )
 
 
+def _not_asked(apart):
+    return (
+        f"kubernetes_controller:encryption: {', '.join(apart)} is kept in an etcd of its own "
+        "(kubernetes_controller:apiserver:settings:etcd-servers-overrides), which is not asked whether it holds anything under "
+        "a former key; take it out of the flag, or exchange the keys by hand (docs/operations.md, Rotating encryption keys)."
+    )
+
+
 def _union(lists):
     """Return what is in any of the lists, in the order in which it first stands there."""
     found = []
@@ -255,12 +309,20 @@ def _union(lists):
 
 
 def _written_as(pair):
-    """Return what a value begins with that was written with a pair; None for one that is plain."""
+    """
+    Return what a value begins with that was written with a pair; None for one that is plain.
+
+    See k8s.io/apiserver, pkg/server/options/encryptionconfig.
+    """
+    kind, name, version = _identity(pair)
+    return None if kind == "identity" else f"k8s:enc:{kind}:{version}:{name}:".encode()
+
+
+def _identity(pair):
+    """Return what of a pair decides who can read what it wrote: kind, name and version; of a KMS not where it is reached."""
     kind, word = pair
-    if kind == "identity":
-        return None
-    name = json.loads(word)["name"] if word.startswith("{") else word
-    return f"k8s:enc:{kind}:{VERSIONS.get(kind, 'v1')}:{name}:".encode()
+    options = json.loads(word) if word.startswith("{") else {"name": word}
+    return kind, options.get("name", ""), options.get("apiVersion", "v1")
 
 
 def _strangers(row, resource, pairs):
@@ -269,6 +331,8 @@ def _strangers(row, resource, pairs):
         raise CommandExecutionError(
             f"kubernetes_controller:encryption: {resource}: what etcd holds of it is not known; name each resource."
         )
+    if _is_among(_elsewhere(row), resource):
+        raise CommandExecutionError(_not_asked([resource]))
     begin, found = _written_as(pairs[0]), []
     for prefix in _prefixes(row, resource):
         for key, value in _stored(row, prefix):
@@ -276,6 +340,17 @@ def _strangers(row, resource, pairs):
             if not right:
                 found.append(key[len(prefix) :].decode())
     return found
+
+
+def _elsewhere(row):
+    """Return the resources that the API server keeps in other etcds; the flag lists them as group/resource#servers."""
+    listed = __salt__["k8s_generation.flags"](row["home"]).get("etcd-servers-overrides", "")
+    named = [one.partition("#")[0].partition("/") for one in listed.split(",") if one]
+    return [f"{name}.{group}" if group or name == "*" else name for group, _, name in named]
+
+
+def _is_among(patterns, resource):
+    return any(__salt__["k8s_overlap.covers"](pattern, resource) for pattern in patterns)
 
 
 def _prefixes(row, resource):
@@ -299,9 +374,9 @@ def _prefixes(row, resource):
 
 def _stored(row, prefix):
     """Yield key and value of all that etcd holds below a prefix, page by page."""
-    end, begin = prefix[:-1] + bytes([prefix[-1] + 1]), prefix
-    while True:
-        command = [row["etcdctl"], "get", begin.decode(), end.decode(), f"--limit={PAGE}", "--write-out=json"]
+    end, last = prefix[:-1] + bytes([prefix[-1] + 1]), None
+    while True:  # each page begins with the last key of the one before: what follows it at once is no argument of a process
+        command = [row["etcdctl"], "get", last or prefix, end, f"--limit={PAGE}", "--write-out=json"]
         answer = subprocess.run(
             command, env=__salt__["k8s_etcdctl.environment"](row), capture_output=True, text=True, check=False, timeout=60
         )
@@ -309,10 +384,12 @@ def _stored(row, prefix):
             raise CommandExecutionError(f"etcd cannot be asked what it holds: {answer.stderr.strip()[-300:]}")
         pairs = json.loads(answer.stdout).get("kvs", [])
         for pair in pairs:
-            yield base64.b64decode(pair["key"]), base64.b64decode(pair.get("value", ""))
+            key = base64.b64decode(pair["key"])
+            if key != last:
+                yield key, base64.b64decode(pair.get("value", ""))
         if len(pairs) < PAGE:
             return
-        begin = base64.b64decode(pairs[-1]["key"]) + b"!"  # before any character that the name of an object can go on with
+        last = key
 
 
 def _collection(row, resource):
@@ -337,7 +414,7 @@ def _asked(row, resource, path):
 def _put_back(row, collection, place):
     root, plural = collection
     namespace, _, name = place.rpartition("/")
-    path = f"{root}/{f'namespaces/{namespace}/' if namespace else ''}{plural}/{name}"
+    path = f"{root}/{f'namespaces/{namespace}/' if namespace else ''}{plural}/{urllib.parse.quote(name, safe='')}"
     for _ in range(5):
         answer = __salt__["k8s_health.api"](row, path)
         if answer["status"] == 404:  # removed meanwhile

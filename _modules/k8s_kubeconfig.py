@@ -163,8 +163,35 @@ def certificate(text):
             return base64.b64decode(user["client-certificate-data"]).decode()
         with salt.utils.files.fopen(user["client-certificate"], encoding="utf-8") as handle:
             return handle.read()
-    except (OSError, ValueError, KeyError, IndexError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, AttributeError, KeyError, IndexError, RecursionError, TypeError, yaml.YAMLError):
         return ""
+
+
+def pair(text):
+    """
+    Return the client certificate and its key (PEM) that are inside a kubeconfig.
+
+    This function is for other modules: what it returns holds a private key.
+
+    text
+        The kubeconfig.
+
+    Raises CommandExecutionError with the line where it has none, and quotes nothing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_kubeconfig.pair "$(cat kubeconfig)"
+    """
+    try:
+        user = yaml.safe_load(text)["users"][0]["user"]
+        return [base64.b64decode(user[f"client-{part}-data"]).decode() for part in ("certificate", "key")]
+    except (yaml.YAMLError, AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as exc:
+        mark = getattr(exc, "problem_mark", None)
+        raise CommandExecutionError(
+            f"not a kubeconfig with a client's certificate and key{f' (line {mark.line + 1})' if mark else ''}"
+        ) from None  # a parser's own words quote the text
 
 
 def _read(name):
@@ -186,7 +213,7 @@ def _facts(text):
         secret = user["user"].get("client-key-data")
         facts["key"] = user["user"].get("client-key") or (_digest(secret) if secret else None)
         return facts
-    except (yaml.YAMLError, KeyError, IndexError, TypeError, ValueError, CommandExecutionError):
+    except (yaml.YAMLError, AttributeError, KeyError, IndexError, RecursionError, TypeError, ValueError, CommandExecutionError):
         return {"server": "unreadable"}
 
 

@@ -1,8 +1,9 @@
 """
 The overlap of promise 3: what a generation writes or signs, and what one accepts. As fingerprints, never keys.
 
-``writes`` and ``accepts`` read generations, declared or live; ``differing`` and ``refusals`` only compare. A fingerprint
-is a SHA-256 of key material with a label before it, so it is of no use where another hash of the same key is known.
+``writes``, ``accepts`` and ``encryption`` read generations, declared or live; ``differing`` and ``refusals`` only compare.
+A fingerprint is a SHA-256 of key material with a label before it, so it is of no use where another hash of the same key is
+known.
 """
 
 import glob
@@ -10,7 +11,7 @@ import hashlib
 import os
 
 import salt.utils.files
-import yaml
+from salt.exceptions import CommandExecutionError
 
 LABEL = "kubernetes-controller-formula"
 PLAIN = "identity"  # what is written without encryption
@@ -61,11 +62,10 @@ def writes(row, directory=None):
     flags = _flags(row, directory)
     found = {}
     if row["name"] == "kube-apiserver":
-        for resource, keys in _encryption(flags).items():
-            said, fingerprint = keys[0]
-            found[f"encryption {resource}"] = _thing(
-                "encryption", fingerprint, f"the first key for {resource} ({said})", resource
-            )
+        for resource, keys in encryption(row, directory).items():
+            kind, name, fingerprint = keys[0]
+            said = f"the first key for {resource} ({f'{kind} {name}'.strip()})"
+            found[f"encryption {resource}"] = _thing("encryption", fingerprint, said, resource)
     key = _read(flags.get(SIGNS.get(row["name"]), ""))
     for fingerprint in __salt__["k8s_certificate.public_keys"](key)[:1] if key else []:
         said = f"the key with which {row['name']} signs service account tokens"
@@ -90,6 +90,7 @@ def accepts(components, drafts=None):
     """
     flags = {name: _flags(row, (drafts or {}).get(name)) for name, row in components.items()}
     api = flags.get("kube-apiserver", {})
+    encrypted = encryption(components["kube-apiserver"], (drafts or {}).get("kube-apiserver")) if api else {}
     etcd = [
         set(_authorities("etcd-ca", flags[name][flag]))
         for name, names in TRUSTS_ETCD.items()
@@ -97,7 +98,7 @@ def accepts(components, drafts=None):
         if flags.get(name, {}).get(flag)
     ]
     return {
-        "encryption": [f"{resource} {key}" for resource, keys in _encryption(api).items() for _, key in keys],
+        "encryption": [f"{resource} {key}" for resource, keys in encrypted.items() for *_, key in keys],
         "service-account": [
             _marked("service-account", key)
             for key in __salt__["k8s_certificate.public_keys"](
@@ -108,6 +109,40 @@ def accepts(components, drafts=None):
         "front-proxy-ca": _authorities("front-proxy-ca", api.get("requestheader-client-ca-file", "")),
         "etcd-ca": sorted(set.intersection(*etcd)) if etcd else [],
     }
+
+
+def encryption(row, directory=None):
+    """
+    Return what a generation of kube-apiserver reads stored objects with: {resource: list of kind, name and fingerprint}.
+
+    row, directory
+        See ``writes``.
+
+    The first of a resource is what it writes with. Raises CommandExecutionError where what is declared is no
+    EncryptionConfiguration; where what is live is none, it knows nothing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_overlap.encryption "$ROW"
+    """
+    path = _flags(row, directory).get(ENCRYPTION, "")
+    text, name, found = _read(path), os.path.basename(path), {}
+    where = f"kubernetes_controller:{row['key']}:files:{name}" if directory and name in row["files"] else path
+    try:
+        entries = __salt__["k8s_encryption.parse"](text, where) if text else []
+    except CommandExecutionError:
+        if directory:
+            raise
+        return {}  # what is live may be what is to be repaired
+    for entry in entries:
+        keys = [
+            key for provider in entry["providers"] for kind, options in provider.items() for key in _keys(kind, options or {})
+        ]
+        for resource in entry["resources"]:
+            found.setdefault(resource, keys)
+    return {resource: keys for resource, keys in found.items() if keys}
 
 
 def differing(new, old):
@@ -213,25 +248,12 @@ def _authorities(kind, path):
     return [_marked(kind, one) for one in __salt__["k8s_certificate.authorities"](_read(path))]
 
 
-def _encryption(flags):
-    """Return {resource: [(said, fingerprint), …]} of an API server's flags; the first is what it writes with."""
-    text = _read(flags.get(ENCRYPTION, ""))
-    found = {}
-    for entry in yaml.safe_load(text).get("resources", []) if text else []:
-        keys = [
-            key for provider in entry["providers"] for kind, options in provider.items() for key in _keys(kind, options or {})
-        ]
-        for resource in entry["resources"]:
-            found.setdefault(resource, keys)
-    return {resource: keys for resource, keys in found.items() if keys}
-
-
 def _keys(kind, options):
-    """Return what a provider knows: a pair of words and fingerprint for each key; a KMS is known by its name."""
+    """Return what a provider knows: kind, name and fingerprint of each key; a KMS is known by its name and version."""
     if kind == PLAIN:
-        return [(PLAIN, PLAIN)]
-    keys = options.get("keys") or [{"name": options.get("name", ""), "secret": ""}]
-    return [(f"{kind} {key['name']}", _marked("encryption", f"{kind}\0{key['name']}\0{key['secret']}")) for key in keys]
+        return [(PLAIN, "", PLAIN)]
+    keys = options.get("keys") or [{"name": options.get("name", ""), "secret": options.get("apiVersion", "v1")}]
+    return [(kind, key["name"], _marked("encryption", f"{kind}\0{key['name']}\0{key['secret']}")) for key in keys]
 
 
 def _presented(row, flags, directory):

@@ -5,7 +5,6 @@ The preflight: what is wrong with a node's declaration, found before anything is
 expected and the way out; no part changes anything.
 """
 
-import base64
 import contextlib
 import json
 import os
@@ -15,10 +14,8 @@ import time
 
 import salt.utils.atomicfile
 import salt.utils.files
-import yaml
 from salt.exceptions import CommandExecutionError
 
-ENCRYPTION_FLAG = "encryption-provider-config"
 CERTIFICATE_TROUBLE = re.compile(r"TLS|tls: |x509: |certificate|authentication|permission denied|user name")
 PUBLISHED = "published.json"
 REPUBLISH_S = 3600  # etcd may have been restored from before
@@ -56,7 +53,7 @@ def check(changing, components):
         found["errors"] += versions(components, others)
         if "kube-apiserver" in components:
             found["errors"] += __salt__["k8s_preflight.etcd"](components, drafts.get("kube-apiserver"))
-        found["errors"] += __salt__["k8s_preflight.not_accepted"](changing, others, drafts)
+        found["errors"] += _told(__salt__["k8s_preflight.not_accepted"], changing, others, drafts)
         found["errors"] += __salt__["k8s_skew.clock_refusals"](
             others, asked["preflight"]["max_clock_skew_s"], here=__opts__["id"]
         )
@@ -278,9 +275,17 @@ def _remembered(path):
 
 
 def _problems(row, directory):
-    errors = _unfit_pairs(row, directory) + _lost_keys(row, directory)
+    errors = _unfit_pairs(row, directory) + _told(_lost_keys, row, directory)
     answer = __salt__["k8s_ask_binary.problems"](row, directory)
     return {"errors": errors + answer["errors"], "warnings": answer["warnings"]}
+
+
+def _told(part, *args):
+    """Return the sentences of a part; of one that cannot go on the reason, so that the others are told beside it."""
+    try:
+        return part(*args)
+    except CommandExecutionError as exc:
+        return [str(exc)]
 
 
 @contextlib.contextmanager
@@ -307,7 +312,11 @@ def _text(*path):
 def _unfit_pairs(row, directory):
     found = []
     for name, pair in row["pairs"].items():
-        certificate, key = _pair(directory, name, pair)
+        try:
+            certificate, key = _pair(directory, name, pair)
+        except CommandExecutionError as exc:
+            found.append(f"{_origin(row, name)} ({row['name']}, {name}): {exc}.")
+            continue
         authority = pair.get("authority")
         for problem in __salt__["k8s_certificate.problems"](
             certificate,
@@ -326,8 +335,7 @@ def _pair(directory, name, pair):
         return _text(directory, f"{name}.certificate"), _text(directory, f"{name}.key")
     text = _text(directory, name)
     if "client-certificate-data" in text:
-        user = yaml.safe_load(text)["users"][0]["user"]
-        return [base64.b64decode(user[f"client-{part}-data"]).decode() for part in ("certificate", "key")]
+        return __salt__["k8s_kubeconfig.pair"](text)
     key = pair.get("key")
     return text, _text(directory, key) if key and os.path.exists(os.path.join(directory, key)) else None
 
@@ -346,16 +354,14 @@ def _origin(row, name):
 
 def _lost_keys(row, directory):
     """Return a sentence for each encryption key that a resource is read with and that the declaration drops or exchanges."""
-    live = __salt__["k8s_generation.flags"](row["home"]).get(ENCRYPTION_FLAG)
-    if not live or row["drop_encryption_keys"] or not os.path.exists(live):
+    if row["drop_encryption_keys"]:
         return []
-    path = os.path.join(directory, os.path.basename(row["settings"].get(ENCRYPTION_FLAG, "none")))
-    present, declared = _encryption_keys(_text(live)), _encryption_keys(_text(path)) if os.path.exists(path) else {}
+    declared, present = __salt__["k8s_overlap.encryption"](row, directory), __salt__["k8s_overlap.encryption"](row)
     lost = {}
-    for resource in dict.fromkeys([*present, *declared]):
+    for resource in dict.fromkeys([*present, *declared]) if present else ():
         kept = _read_with(declared, resource)
-        for kind, key, _ in _read_with(present, resource) - kept:
-            what = "another under the same name" if (kind, key) in {pair[:2] for pair in kept} else "not declared any more"
+        for kind, key, _ in [known for known in _read_with(present, resource) if known not in kept and known[0] != "identity"]:
+            what = "another under the same name" if (kind, key) in {known[:2] for known in kept} else "not declared any more"
             lost.setdefault((kind, key, what), []).append(resource)
     return [
         f"kubernetes_controller:encryption: {kind} key {key} of the live configuration is {what} for {', '.join(resources)}: "
@@ -367,19 +373,4 @@ def _lost_keys(row, directory):
 
 def _read_with(rows, resource):
     """Return the keys of the first row that counts for a resource."""
-    return next((keys for pattern, keys in rows.items() if __salt__["k8s_overlap.covers"](pattern, resource)), set())
-
-
-def _encryption_keys(text):
-    """Return {resource: {(provider, name, secret)}} of an EncryptionConfiguration, in its order."""
-    found = {}
-    for entry in yaml.safe_load(text).get("resources", []):
-        keys = {
-            (kind, key["name"], key["secret"])
-            for provider in entry["providers"]
-            for kind, options in provider.items()
-            for key in (options or {}).get("keys", [])
-        }
-        for resource in entry["resources"]:
-            found.setdefault(resource, keys)
-    return found
+    return next((keys for pattern, keys in rows.items() if __salt__["k8s_overlap.covers"](pattern, resource)), [])

@@ -5,17 +5,18 @@
 {{ unready }}
 {%- else %}
 {%- set nodes = cfg.controllers | list %}
-{%- set lives, faults = {}, [] %}
+{%- set lives, elsewhere, faults = {}, [], [] %}
 {%- set answers = salt["saltutil.cmd"](nodes, "k8s_encryption.live", tgt_type="list") %}
 {%- for node in nodes %}
 {%- set said = (answers.get(node) or {}).get("ret") %}
 {%- if said is mapping and said.get("serves") %}
 {%- do lives.update({node: said.providers}) %}
+{%- do elsewhere.extend(said.get("elsewhere", [])) %}
 {%- else %}
 {%- do faults.append(node ~ (": its API server does not serve" if said is mapping else ": " ~ (said or "no answer"))) %}
 {%- endif %}
 {%- endfor %}
-{%- set plan = {"steps": [], "fault": ""} if faults else salt["k8s_encryption.plan"](cfg.encryption, lives) %}
+{%- set plan = {"steps": [], "fault": ""} if faults else salt["k8s_encryption.plan"](cfg.encryption, lives, elsewhere) %}
 {%- if plan.fault %}
 
 What is to be rotated can be proven:
@@ -23,18 +24,16 @@ What is to be rotated can be proven:
     {#- In a test run this state puts a comment of Salt's own in the place of ours, so the name has to tell. #}
     - name: {{ plan.fault | json }}
     - comment: {{ (plan.fault ~ " Nothing was touched.") | json }}
-{%- else %}
-
-include:
-  - kubernetes_controller.orchestrate.pki
-
-{%- if faults %}
+{%- elif faults %}
 
 Every controller serves before keys are exchanged:
   test.fail_without_changes:
     - name: {{ (faults | join("; ") ~ ". Nothing was touched.") | json }}
     - comment: {{ (faults | join("; ") ~ ". Keys are exchanged only while all controllers serve; nothing was touched.") | json }}
 {%- else %}
+
+include:
+  - kubernetes_controller.orchestrate.pki
 {%- set last = namespace(id=none) %}
 {%- for step in plan.steps %}
 {%- set rollout = dict(cfg.rollout, mode="automatic") %}
@@ -89,7 +88,6 @@ rewrite, what is stored is under the new key:
 The encryption is as declared on every controller:
   test.succeed_without_changes:
     - name: {{ nodes | join(", ") }}
-{%- endif %}
 {%- endif %}
 {%- endif %}
 {%- endif %}

@@ -413,6 +413,12 @@ def test_keys_that_cannot_be_exchanged_are_one_failing_state(rendering, declared
         assert said.startswith("kubernetes_controller:encryption: the keys of *., secrets would change while *. is live ")
 
 
+def test_while_a_controller_does_not_serve_nothing_is_touched_not_even_the_masters_files(rendering, declared):
+    one = rendering(master=True, serving=list(declared["controllers"])[1:])
+    high = one.render("kubernetes_controller.orchestrate.rotate_encryption")[1]
+    assert list(high) == ["Every controller serves before keys are exchanged"]
+
+
 def test_keys_are_exchanged_in_steps_each_after_the_one_before(rendering, declared):
     one = rendering(master=True, serving=list(declared["controllers"]))
     high = one.render("kubernetes_controller.orchestrate.rotate_encryption")[1]

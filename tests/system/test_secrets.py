@@ -6,6 +6,7 @@ import uuid
 
 import leaks
 import pytest
+import yaml
 from faults.table import over
 
 PKI = "srv/kubernetes_controller/pki"
@@ -15,6 +16,8 @@ GARBAGE = {
     "apiserver": {"files": {"encryption.yaml": {"encryption": None, "reload": True, **KEY}}},
     "rollout": {"drop_encryption_keys": True, "ignore": ["overlap"], "gate": {"timeout_s": 10}},
 }
+# One with a tab before the key, and one whose quote is open: parsers quote what stands there.
+BROKEN = "resources:\n- resources: [secrets]\n  providers:\n  - secretbox:\n      keys:\n      - name: encryption-key1\n{}{}\n"
 KUBECONFIG = {"scheduler": {"files": {"kubeconfig": {"kubeconfig": None, "pillar": "kubernetes_controller_pki:scheduler.key"}}}}
 
 
@@ -98,6 +101,14 @@ def test_rollouts_that_fail_tell_no_secret(cluster, given):
             watch.said(json.dumps(cluster.salt("state.apply", "kubernetes_controller", "test=True", target="controller-1")))
             refused = watch.said(cluster.lab.salt_run("k8s_rollout.deploy", check=False))
             assert refused.returncode != 0
+            key = (cluster.lab.master.root / PKI / "shared/encryption-key1").read_text().strip()
+            for begin in ("\tsecret: ", "        secret: '"):
+                declared = {"apiserver": {"files": {"encryption.yaml": {"encryption": None, "pillar": "mine:enc"}}}}
+                mine = {"enc": BROKEN.format(begin, key)}
+                cluster.lab.pillar(yaml.safe_dump({"kubernetes_controller": declared, "mine": mine}))
+                watch.said(json.dumps(cluster.salt("state.apply", "kubernetes_controller", "test=True", target="controller-1")))
+                refused = watch.said(cluster.lab.salt_run("k8s_rollout.deploy", check=False))
+                assert "encryption.yaml is not an EncryptionConfiguration" in refused.stdout
             assert cluster.processes() == before
             # … and in earnest: the API server itself reads it, complains, and is given the good one again.
             cluster.pillar(over(GARBAGE, {"rollout": {"rehearsal": {"enabled": False}}}))

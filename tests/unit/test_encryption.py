@@ -3,6 +3,7 @@
 import base64
 import itertools
 import json
+import traceback
 from types import SimpleNamespace
 
 import pytest
@@ -42,7 +43,8 @@ def encryption(modules):
                 pairs = []
                 for provider in one["providers"]:
                     for kind, options in provider.items():
-                        pairs += [[kind, key] for key in options["keys"]] if options else [[kind, ""]]
+                        word = json.dumps(options, sort_keys=True) if options else ""
+                        pairs += [[kind, key] for key in (options or {}).get("keys", [word])]
                 found |= {resource: pairs for resource in one["resources"]}
             return found
 
@@ -136,6 +138,45 @@ def test_at_each_moment_each_node_reads_what_any_other_writes(encryption, declar
             assert all(one[0] in after and after[0] in one for one in flats), (state, following)
 
 
+@pytest.mark.parametrize("elsewhere", [["events", "secrets"], ["*."]])
+def test_keys_are_not_exchanged_of_what_lies_in_an_etcd_of_its_own(modules, encryption, elsewhere):
+    lives = encryption.lives(OLD, OLD, OLD)
+    plan = modules["k8s_encryption.plan"](NEW, lives, elsewhere)
+    assert plan["steps"] == []
+    assert plan["fault"].startswith("kubernetes_controller:encryption: secrets is kept in an etcd of its own")
+    assert modules["k8s_encryption.plan"](OLD, lives, elsewhere) == {"steps": [], "fault": ""}
+    assert modules["k8s_encryption.plan"](NEW, lives, ["events", "*.apps"])["fault"] == ""
+
+
+def kms(name, version="v2", endpoint="unix:///a"):
+    return [entry({"kms": {"apiVersion": version, "name": name, "endpoint": endpoint}}, PLAIN)]
+
+
+def test_a_kms_is_its_name_and_version_and_not_where_it_is_reached(encryption):
+    live = kms("one")
+    assert encryption.plan(kms("one", endpoint="unix:///b"), encryption.lives(live, live, live)) == []
+    for other in (kms("two"), kms("one", "v1")):
+        steps = encryption.plan(other, encryption.lives(live, live, live))
+        assert [step["step"] for step in steps] == ["add", "promote", "rewrite", "drop"]
+    other = [entry(*box_and(kms("one", endpoint="unix:///b")))]
+    add = encryption.plan(other, encryption.lives(live, live, live))[0]["encryption"]
+    names = [options["endpoint"] for provider in add[0]["providers"] for kind, options in provider.items() if kind == "kms"]
+    assert names == ["unix:///b"]
+
+
+def box_and(configuration):
+    return [box("key1"), *configuration[0]["providers"]]
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_what_a_kms_wrote_begins_with_its_version(encryption, etcd, version):
+    held = etcd("secrets")
+    held.config.write_text(yaml.safe_dump({"resources": kms("one", version)}))
+    for one in ("v1", "v2"):
+        held.held[f"/registry/secrets/a/{one}".encode()] = f"k8s:enc:kms:{one}:one:…".encode()
+    assert encryption.left(held.row) == {"secrets": 1}
+
+
 # -- what etcd holds ---------------------------------------------------------------------------------------------------
 
 
@@ -154,7 +195,7 @@ class Etcd:
         self.row = {"home": str(home), "etcdctl": "etcdctl"}
 
     def run(self, command, **_):
-        begin, end = (word.encode() for word in command[2:4])
+        begin, end = command[2:4]
         limit = int(command[4].partition("=")[2])
         found = [(key, value) for key, value in sorted(self.held.items()) if begin <= key < end][:limit]
         kvs = [
@@ -244,6 +285,48 @@ def test_what_etcd_holds_is_asked_to_the_last_page(encryption, etcd):
     assert encryption.left(held.row) == {"nodes": 150}
 
 
+def test_no_name_is_left_out_between_two_pages(encryption, etcd):
+    """Names of roles may go on with what sorts before all that other names have."""
+    held = etcd("clusterroles.rbac.authorization.k8s.io")
+    for number in range(199):
+        held.put(f"/registry/clusterroles/a{number:03}", "key2")
+    for name in ("foo", "foo\x01", "foo bar", "foo!"):
+        held.put(f"/registry/clusterroles/{name}")
+    assert encryption.left(held.row) == {"clusterroles.rbac.authorization.k8s.io": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "quoted"), [("who?", "who%3F"), ("a#b", "a%23b"), ("a b", "a%20b"), ("system:x", "system%3Ax"), ("é", "%C3%A9")]
+)
+def test_a_name_is_quoted_where_the_api_server_is_asked_for_it(encryption, etcd, name, quoted):
+    held = etcd("roles.rbac.authorization.k8s.io")
+    held.put(f"/registry/roles/a/{name}")
+    assert encryption.rewrite(held.row) == {"roles.rbac.authorization.k8s.io": 1}
+    assert held.asked[-1] == f"PUT /apis/rbac.authorization.k8s.io/v1/namespaces/a/roles/{quoted}"
+
+
+@pytest.mark.parametrize(
+    ("resource", "flag", "elsewhere"),
+    [
+        ("secrets", "/secrets#https://a:2379;https://b:2379,/events#https://c:2379", True),
+        ("leases.coordination.k8s.io", "coordination.k8s.io/leases#https://a:2379", True),
+        ("deployments.apps", "apps/*#https://a:2379", True),
+        ("secrets", "/*#https://a:2379", True),
+        ("deployments.apps", "/*#https://a:2379,/events#https://a:2379", False),
+        ("secrets", "/events#https://a:2379", False),
+    ],
+)
+def test_what_lies_in_an_etcd_of_its_own_is_told_and_not_counted_as_none(encryption, etcd, node, resource, flag, elsewhere):
+    held = etcd(resource)
+    flags = {"encryption-provider-config": str(held.config), "etcd-servers-overrides": flag}
+    node.fake("k8s_generation.flags", return_value=flags)
+    if not elsewhere:
+        assert encryption.left(held.row) == {}
+        return
+    with pytest.raises(CommandExecutionError, match=f"^kubernetes_controller:encryption: {resource} is kept in an etcd of its"):
+        encryption.left(held.row)
+
+
 def test_the_row_of_the_pillar_is_the_one_that_is_asked_by_hand(encryption, etcd, node):
     """As docs/security.md has it: salt controller-1 k8s_encryption.left"""
     held = etcd("secrets")
@@ -258,3 +341,45 @@ def test_what_etcd_holds_and_the_api_has_not_is_named(encryption, etcd):
     held.served = ["others"]
     with pytest.raises(CommandExecutionError, match="^things.example.com: the API server has no such resource"):
         encryption.rewrite(held.row)
+
+
+# -- what is no configuration -------------------------------------------------------------------------------------------
+
+SECRET = "c2VjcmV0LW9mLXRoZS1maXJzdC1rZXktMzItYnl0ZXM="
+HEAD = "kind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  providers:\n"
+KEYS = HEAD + "  - secretbox:\n      keys:\n      - name: key1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (f"{KEYS}\tsecret: {SECRET}\n", " (line 8)"),
+        (f"{KEYS}        secret: '{SECRET}\n", " (line 9)"),
+        (f"{KEYS}        secret: {SECRET}: {SECRET}\n", " (line 8)"),
+        (f"{KEYS}        secret: [{SECRET}]\n", ""),
+        (f"{KEYS}        secrt: {SECRET}\n", ""),
+        (f"{HEAD}  - secretbox: {SECRET}\n", ""),
+        (f"{HEAD}  - {SECRET}\n", ""),
+        (f"resources: {SECRET}\n", ""),
+        (f"resources: [{{resources: {SECRET}, providers: []}}]", ""),
+        (f"[{SECRET}]\n", ""),
+        (f"{SECRET}\n", ""),
+        (f"\0{SECRET}", ""),
+        ("", ""),
+    ],
+)
+def test_what_is_no_configuration_is_one_sentence_that_quotes_nothing(modules, text, line):
+    with pytest.raises(CommandExecutionError) as raised:
+        modules["k8s_encryption.parse"](text, "/etc/enc.yaml")
+    said = f"/etc/enc.yaml is not an EncryptionConfiguration{line}. Correct it where it is declared; its text is not shown"
+    assert str(raised.value).startswith(said)
+    assert SECRET[:8] not in "".join(traceback.format_exception(raised.value))
+
+
+def test_what_is_live_and_unreadable_is_told_without_a_key(encryption, etcd, node):
+    held = etcd("secrets")
+    held.config.write_text(f"{KEYS}\tsecret: {SECRET}\n")
+    assert encryption.resources(held.row) == []
+    for asked in (encryption.left, encryption.rewrite):
+        with pytest.raises(CommandExecutionError, match=rf"^{held.config} is not an EncryptionConfiguration \(line 8\)"):
+            asked(held.row)

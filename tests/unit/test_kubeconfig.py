@@ -2,6 +2,7 @@
 
 import base64
 import stat
+import traceback
 
 import pytest
 import yaml
@@ -86,9 +87,23 @@ def test_a_kubeconfig_is_its_owners_alone_in_a_directory_of_his(modules, tmp_pat
     assert [file.name for file in path.parent.iterdir()] == ["config"]
 
 
-@pytest.mark.parametrize("present", ["", "garbage: [", "[]", "a: 1", "clusters: []"])
+@pytest.mark.parametrize(
+    "present", ["", "garbage: [", "[]", "a: 1", "clusters: []", "{clusters: [{cluster: a}], users: [{name: b}]}"]
+)
 def test_an_unreadable_file_is_a_difference_and_no_traceback(modules, parts, tmp_path, present):
     path = tmp_path / "config"
     path.write_text(present)
     found = modules["k8s_kubeconfig.differences"](str(path), modules["k8s_kubeconfig.render"](SERVER, "c", "me", *parts))
     assert found["server"] == {"old": "unreadable", "new": SERVER}
+
+
+@pytest.mark.parametrize(
+    ("break_it", "line"),
+    [(lambda text: text.replace("    client-key-data", "\tclient-key-data"), " (line 18)"), (lambda text: f"[{text!r}]", "")],
+)
+def test_a_kubeconfig_that_is_none_is_told_without_its_key(modules, parts, break_it, line):
+    text = break_it(modules["k8s_kubeconfig.render"](SERVER, "c", "me", *parts))
+    with pytest.raises(CommandExecutionError) as raised:
+        modules["k8s_kubeconfig.pair"](text)
+    assert str(raised.value) == f"not a kubeconfig with a client's certificate and key{line}"
+    assert base64.b64encode(parts[2].encode()).decode()[:20] not in "".join(traceback.format_exception(raised.value))

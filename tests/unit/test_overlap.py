@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization as s
@@ -155,6 +156,20 @@ def test_the_key_that_a_node_writes_with_must_be_known_to_all(cluster, theirs, n
         assert '{"ignore": ["overlap"]}' in line
 
 
+def kms(name, version="v2", endpoint="unix:///a"):
+    one = {"kms": {"apiVersion": version, "name": name, "endpoint": endpoint}}
+    return {"encryption": [{"resources": ["secrets"], "providers": [one, {"identity": {}}]}]}
+
+
+@pytest.mark.parametrize(
+    ("new", "refused"), [(kms("two"), True), (kms("one", "v1"), True), (kms("one", endpoint="unix:///b"), False)]
+)
+def test_a_kms_is_its_name_and_version(cluster, new, refused):
+    cluster.live(kms("one"))
+    cluster.all_published(kms("one"))
+    assert bool(cluster.refusals(new, names=[A])) is refused
+
+
 def test_a_key_exchanged_under_its_name_is_another_key(cluster, node, material):
     cluster.live()
     cluster.published("controller-2")
@@ -164,6 +179,20 @@ def test_a_key_exchanged_under_its_name_is_another_key(cluster, node, material):
     assert "the first key for secrets (secretbox encryption-key1) is not known to controller-2 yet" in line
     assert material["encryption-key2"] not in line
     assert cluster.refusals({"rollout": {"ignore": ["overlap"]}}, names=[A]) == []
+
+
+@pytest.mark.parametrize("garbage", ["garbage", "[1]", "resources: '", "\udcff"])
+def test_what_is_live_and_unreadable_knows_nothing_and_is_repaired(cluster, node, rows, garbage):
+    """A reload of garbage, and the node died before the way back: the pillar is right again, and its key is judged anew."""
+    cluster.live()
+    cluster.all_published()
+    live = Path(rows()[A]["home"], "live/encryption.yaml")
+    live.write_bytes(garbage.encode(errors="surrogateescape"))
+    assert node.modules["k8s_preflight.problems"](rows()[A]) == {"errors": [], "warnings": []}
+    assert cluster.refusals() == []
+    assert "secretbox encryption-key2" in cluster.refusals(keys("encryption-key2"), names=[A])[0]
+    node.modules["k8s_preflight.publish"](rows())
+    assert json.loads(cluster.etcd["/kubernetes_controller/accepts/controller-1"])["encryption"] == []
 
 
 # -- service account keys and CAs -------------------------------------------------------------------------------------

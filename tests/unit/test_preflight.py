@@ -112,6 +112,29 @@ def test_an_encryption_key_in_use_is_not_lost_by_a_declaration(node, rows, mater
     assert problems(node, allowed) == []
 
 
+def kms(name, version="v2", endpoint="unix:///a"):
+    one = {"kms": {"apiVersion": version, "name": name, "endpoint": endpoint}}
+    return {"encryption": [{"resources": ["secrets"], "providers": [one, {"identity": {}}]}]}
+
+
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [
+        ({"encryption": [{"resources": ["secrets"], "providers": [{"identity": {}}]}]}, "is not declared any more"),
+        (kms("two"), "is not declared any more"),
+        (kms("one", "v1"), "is another under the same name"),
+        (kms("one", endpoint="unix:///b"), None),
+    ],
+    ids=["dropped", "renamed", "v2 to v1", "endpoint only"],
+)
+def test_a_kms_in_use_is_not_lost_by_a_declaration(node, rows, layer, says):
+    live(node, rows(kms("one"))["kube-apiserver"])
+    found = [line for line in problems(node, rows(layer)["kube-apiserver"]) if "encryption" in line]
+    assert len(found) == bool(says), found
+    for line in found:
+        assert line.startswith(f"kubernetes_controller:encryption: kms key one of the live configuration {says} for secrets")
+
+
 def test_an_encryption_key_more_is_fine(node, rows):
     live(node, rows()["kube-apiserver"])
     keys = [{"secretbox": {"keys": ["encryption-key2", "encryption-key1"]}}, {"identity": {}}]
@@ -152,6 +175,43 @@ def test_an_encryption_key_is_not_lost_for_one_resource_while_another_keeps_it(n
     found = [line for line in problems(node, rows(encrypted(*after))["kube-apiserver"]) if "encryption" in line]
     said = f"secretbox key {ONE} of the live configuration is not declared any more for {lost}: "
     assert [line.startswith(f"kubernetes_controller:encryption: {said}") for line in found] == [True] * bool(lost), found
+
+
+ENCRYPTED = "resources:\n- resources: [secrets]\n  providers:\n  - secretbox:\n      keys:\n      - name: encryption-key1\n"
+OWN = {"encryption": None, "pillar": "kubernetes_controller_pki:own"}
+
+
+@pytest.mark.parametrize("text", ["{0}\tsecret: {1}\n", "{0}        secret: '{1}\n", "{1}\n", "[{1}]\n"])
+def test_what_is_no_encryption_configuration_is_told_once_and_beside_the_rest(node, rows, material, text):
+    """The whole state as an operator sees it: its comment goes to the events and the job cache."""
+    live(node, rows()["kube-apiserver"])
+    node.fake("k8s_component.foreign", return_value=None)
+    node.fake("k8s_skew.neighbours", return_value={})
+    node.fake("k8s_host.ports", return_value=[])
+    node.fake("k8s_host.disk", return_value=["the disk is full"])
+    node.fake("k8s_preflight.etcd", return_value=[])
+    set_pillar(node, "own", text.format(ENCRYPTED, material["encryption-key1"]))
+    components = rows({"apiserver": {"files": {"encryption.yaml": OWN}}})
+    ret = node.state("k8s_preflight.passed", "fits together", components=components)
+    assert ret.result is False
+    said = "kubernetes_controller:apiserver:files:encryption.yaml is not an EncryptionConfiguration"
+    lines = ret.comment.splitlines()
+    assert [line.startswith(said) for line in lines].count(True) == 1, ret.comment
+    assert "the disk is full" in lines
+    assert_no_secrets(f"{ret.comment} {ret.changes}", material)
+    assert material["encryption-key1"][:8] not in ret.comment
+
+
+def test_a_kubeconfig_that_is_none_is_told_without_its_key(node, rows, material):
+    text = node.modules["k8s_kubeconfig.render"](
+        "https://x", "c", "me", *(material[name] for name in ("kubernetes-ca.crt", "scheduler.crt", "scheduler.key"))
+    )
+    set_pillar(node, "own", text.replace("    client-key-data", "\tclient-key-data"))
+    row = rows({"scheduler": {"files": {"kubeconfig": {"kubeconfig": None, "pillar": OWN["pillar"]}}}})["kube-scheduler"]
+    (line, *_) = problems(node, row)
+    said = "kubernetes_controller:scheduler:files:kubeconfig (kube-scheduler, kubeconfig): not a kubeconfig with a client's"
+    assert line.startswith(said)
+    assert base64.b64encode(material["scheduler.key"].encode()).decode()[:20] not in line
 
 
 def test_what_is_staged_is_for_root_alone_and_names_itself(node, rows, material):
