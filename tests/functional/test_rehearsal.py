@@ -100,6 +100,16 @@ def test_what_differs_is_rehearsed_once_with_the_others_as_they_are_live(node, a
         assert [name for name, _ in stage.started] == ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"]
         assert dict(stage.started)["kube-scheduler"] == digest
         assert list(stamps(row)) == [digest]
+        assert stamps(row)[digest]["data"] == "empty"
+
+
+def test_a_pass_on_a_copy_of_the_data_is_remembered_as_one(node, stage, live, declare):
+    node.fake("k8s_snapshot.save", return_value="/run/snapshot.db")
+    components = declare(CHANGED, {"rollout": {"rehearsal": {"data": "snapshot"}}})
+    ret = node.state(STATE, NAME, components=components)
+    assert ret.comment.startswith("kube-scheduler passed on a copy of the data")
+    (stamp,) = stamps(components["kube-scheduler"]).values()
+    assert stamp["data"] == "snapshot"
 
 
 @pytest.mark.parametrize("what", ["nothing differs", "nothing is live", "switched off"])

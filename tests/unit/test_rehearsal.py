@@ -16,13 +16,13 @@ def promote(node, components):
         node.modules["k8s_generation.promote"](row["home"], node.modules["k8s_generation.prepare"](row))
 
 
-def stamp(node, components, *names):
+def stamp(node, components, *names, data="snapshot"):
     """As a rehearsal of these together leaves it, with the others as they are live."""
     cast = {name: node.modules["k8s_generation.links"](row["home"])["live"] for name, row in components.items()}
     live = dict(cast)
     cast |= {name: node.modules["k8s_generation.prepare"](components[name]) for name in names}
     for name in names:
-        said = {cast[name]: {"passed": "2026-11-25T02:30:00Z", "cast": cast, "live": live}}
+        said = {cast[name]: {"passed": "2026-11-25T02:30:00Z", "cast": cast, "live": live, "data": data}}
         Path(components[name]["home"], "rehearsed.json").write_text(json.dumps(said))
 
 
@@ -61,6 +61,25 @@ def test_what_passed_before_something_else_became_live_is_rehearsed_again(node, 
     node.fake("k8s_config.load", return_value={"components": old})
     assert due(node, old) == [A, S]
     assert node.modules["k8s_rehearsal.needed"](old[A], node.modules["k8s_generation.digest"](old[A]))
+
+
+def test_what_passed_on_empty_data_is_rehearsed_again_once_there_is_real_data(node, rows):
+    """As a highstate does in mode manual while etcd is down: a wrong encryption key passes on empty data, and then the gate."""
+    promote(node, rows())
+    changed, empty = settings(apiserver=3), {"rollout": {"rehearsal": {"data": "empty"}}}
+    components = rows(changed)
+    node.fake("k8s_config.load", return_value={"components": components})
+    serves = node.fake("k8s_health.serves", return_value=False)
+    stamp(node, components, A, data="empty")
+    generation = node.modules["k8s_generation.digest"](components[A])
+    assert due(node, components) == []
+    assert node.modules["k8s_rehearsal.needed"](components[A], generation) is False
+    serves.return_value = True
+    assert due(node, components) == [A]
+    assert node.modules["k8s_rehearsal.needed"](components[A], generation)
+    assert due(node, rows(changed, empty)) == []
+    stamp(node, components, A)
+    assert due(node, components) == []
 
 
 def test_while_a_rollout_brings_them_to_the_node_one_after_another_nothing_is_rehearsed_again(node, rows):
