@@ -35,7 +35,8 @@ def due(components):
         Rows of the configuration's ``components`` (dict).
 
     These are all that differ from what is live, unless they passed together, on the data that what is live now has written.
-    Nothing is due on a node where nothing of it runs yet, nor a controller where there is no API server for it.
+    One that failed its gate is not tried again, so it takes no part. Nothing is due on a node where nothing of it runs yet,
+    nor a controller where there is no API server for it.
 
     CLI Example:
 
@@ -48,7 +49,7 @@ def due(components):
     found = {}
     for name, row in components.items():
         changes = __salt__["k8s_generation.differences"](row) if row["rehearsal"]["enabled"] else {}
-        if changes:
+        if changes and not _failed(row, changes["generation"]["new"]):
             found[name] = changes["generation"]["new"]
     if API not in found:
         found = {name: generation for name, generation in found.items() if not _is_without_api(components[name])}
@@ -308,9 +309,9 @@ def _still_holds(components, stamp):
     """
     Tell whether what a stamp says can still be relied on.
 
-    Each that took part must be live, or else declared while nothing became live in its place since: that would have
-    written to the data, and the others would meet it. A pass on empty data counts where the pillar asks for no other, and
-    as long as there is no other.
+    Each that took part must be live, or else declared, without a failed gate, while nothing became live in its place since:
+    that would have written to the data, and the others would meet it. A pass on empty data counts where the pillar asks
+    for no other, and as long as there is no other.
     """
     if not stamp["cast"] or not all(
         name in components and _is_as_then(components[name], generation, stamp["live"].get(name))
@@ -323,12 +324,16 @@ def _still_holds(components, stamp):
 
 def _is_as_then(row, generation, before):
     live = _live(row)
-    if live == generation or live != before:
+    if live == generation or live != before or _failed(row, generation):
         return live == generation
     try:
         return __salt__["k8s_generation.digest"](row) == generation
     except CommandExecutionError:
         return False
+
+
+def _failed(row, generation):
+    return generation in __salt__["k8s_generation.failures"](row["home"])
 
 
 def _live(row):

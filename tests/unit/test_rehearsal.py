@@ -64,7 +64,7 @@ def test_what_passed_before_something_else_became_live_is_rehearsed_again(node, 
 
 
 def test_what_passed_on_empty_data_is_rehearsed_again_once_there_is_real_data(node, rows):
-    """As a highstate does in mode manual while etcd is down: a wrong encryption key passes on empty data, and then the gate."""
+    """As in mode manual while etcd is down: a wrong encryption key passes on empty data, and later its gate."""
     promote(node, rows())
     changed, empty = settings(apiserver=3), {"rollout": {"rehearsal": {"data": "empty"}}}
     components = rows(changed)
@@ -91,6 +91,24 @@ def test_while_a_rollout_brings_them_to_the_node_one_after_another_nothing_is_re
         generation = node.modules["k8s_generation.prepare"](components[name])
         assert node.modules["k8s_rehearsal.needed"](components[name], generation) is False
         promote(node, {name: components[name]})
+
+
+def test_what_passed_with_one_that_failed_its_gate_is_rehearsed_again_with_the_good_one(node, rows):
+    promote(node, rows())
+    components = rows(settings(apiserver=3, controller_manager=3))
+    node.fake("k8s_config.load", return_value={"components": components})
+    stamp(node, components, A, M)
+    manager = node.modules["k8s_generation.digest"](components[M])
+    assert node.modules["k8s_rehearsal.needed"](components[M], manager) is False
+    node.modules["k8s_generation.remember_failure"](
+        components[A]["home"], node.modules["k8s_generation.digest"](components[A]), "it crashed"
+    )
+    assert node.modules["k8s_rehearsal.needed"](components[M], manager)
+    assert due(node, components) == [M]
+    stamp(node, components, M)
+    assert due(node, components) == []
+    node.modules["k8s_generation.forget_failures"](components[A]["home"])
+    assert due(node, components) == [A, M], "tried again on the operator's word, and together"
 
 
 def test_one_component_alone_is_rehearsed_with_the_others_as_they_are(node, rows):
