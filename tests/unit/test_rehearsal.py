@@ -159,6 +159,24 @@ def test_a_resource_that_the_api_has_no_more_is_not_read(node):
     assert asked[-1] == "/apis/example.com/v1/things"
 
 
+def test_what_a_rehearsal_writes_is_in_a_namespace_of_its_own(node):
+    """A quota of the namespace default, used up, failed every rehearsal."""
+    made = []
+
+    def inside(function, api, path, method="GET", body=None, **words):
+        if method == "POST":
+            made.append(path)
+        quota = "/namespaces/default/" in path
+        return {"status": 403 if quota else 200, "body": json.dumps({"message": "exceeded quota"} if quota else {"metadata": {}})}
+
+    node.fake("k8s_stage.inside", inside)
+    assert node.modules["k8s_scene.apiserver"]({"name": A}, ["secrets"]) is None
+    namespace, configmaps, secrets = made
+    assert namespace == "/api/v1/namespaces"
+    assert configmaps.rpartition("/")[0] == secrets.rpartition("/")[0]
+    assert configmaps.startswith("/api/v1/namespaces/rehearsal-")
+
+
 def test_a_controller_without_an_api_server_beside_it_is_not_rehearsed(node, rows):
     components = rows()
     promote(node, {name: row for name, row in components.items() if name != A})
