@@ -362,6 +362,7 @@ def test_what_does_not_pass_its_rehearsal_is_not_promoted(scheduler):
     ret = scheduler.run(scheduler.declare({"settings": {"v": 4}}))
     assert (ret.result, ret.changes) == (False, {})
     assert "the rehearsal failed: kube-scheduler: no process (unit is failed): Error: unknown flag: --v." in ret.comment
+    assert ret.comment.endswith('pillar=\'{"kubernetes_controller": {"rollout": {"rehearsal": {"enabled": false}}}}\'.')
     assert scheduler.links() == {"live": good, "good": good}
     assert scheduler.systemd.log == ["restart"]
 

@@ -432,6 +432,7 @@ def test_a_disk_with_too_little_room_is_named_with_its_directories(node, rows):
         assert os.path.dirname(row["binary"]) in found
         assert all(directory in found for directory in row["directories"])
     assert "MiB free, expected at least 1000000000 (kubernetes_controller:rollout:preflight:min_free_mib)." in found
+    assert found.endswith('once: pillar=\'{"kubernetes_controller": {"rollout": {"preflight": {"min_free_mib": 0}}}}\'.')
 
 
 @pytest.fixture
