@@ -516,7 +516,7 @@ def test_what_serves_is_adopted_under_the_turn_and_what_does_not_without(schedul
 def test_what_is_not_there_yet_is_an_error_for_real_and_unknowable_in_test_mode(scheduler, testmode, missing):
     if missing == "binary":
         Path(scheduler.row["binary"]).unlink()
-        what = f"{scheduler.row['binary']}: No such file or directory"
+        what = f"{scheduler.row['binary']}: No such file or directory. Apply kubernetes_controller.binaries first"
     else:
         del scheduler.minion.opts["pillar"]["kubernetes_controller_pki"]["scheduler.key"]
         what = "pillar kubernetes_controller_pki:scheduler.key is missing, kube-scheduler needs it."
