@@ -39,6 +39,11 @@ def checksum(path):
     """
     try:
         stat = _stat(path)
+    except FileNotFoundError as exc:
+        raise CommandExecutionError(
+            f"{path}: {exc.strerror}. Apply kubernetes_controller.binaries first, or put it there where "
+            "kubernetes_controller:binaries:names has it not"
+        ) from exc
     except OSError as exc:
         raise CommandExecutionError(f"{path}: {exc.strerror}") from exc
     directory, name = os.path.split(path)

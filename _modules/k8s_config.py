@@ -57,7 +57,7 @@ ROW_SOURCES = ("pki", "yaml", "text", "config", "encryption", "kubeconfig", "pil
 SECRET_SOURCES = ("encryption", "kubeconfig", "pillar")
 ROW_OPTIONS = ("reload", "mode", "fits")
 # Refusals that the operator may overrule for one run (rollout:ignore).
-IGNORABLE = ("turn", "neighbours", "skew", "downgrade", "etcd", "overlap")
+IGNORABLE = ("turn", "neighbours", "skew", "downgrade", "etcd", "overlap", "etcd-ports")
 WORD = re.compile(r"\{([a-z_]+)\}")
 
 

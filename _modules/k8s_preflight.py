@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import time
+import urllib.parse
 
 import salt.utils.atomicfile
 import salt.utils.files
@@ -21,6 +22,7 @@ PUBLISHED = "published.json"
 REPUBLISH_S = 3600  # etcd may have been restored from before
 PATIENCE_S = 20
 OWN = ("service-account", "client-ca")
+WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 (compared with, not bound)
 
 
 def check(changing, components):
@@ -275,7 +277,7 @@ def _remembered(path):
 
 
 def _problems(row, directory):
-    errors = _unfit_pairs(row, directory) + _told(_lost_keys, row, directory)
+    errors = _unfit_pairs(row, directory) + _told(_lost_keys, row, directory) + _moved_ports(row)
     answer = __salt__["k8s_ask_binary.problems"](row, directory)
     return {"errors": errors + answer["errors"], "warnings": answer["warnings"]}
 
@@ -304,6 +306,52 @@ def _drafted(rows):
 def _text(*path):
     with salt.utils.files.fopen(os.path.join(*path), encoding="utf-8", errors="replace") as handle:
         return handle.read()
+
+
+# -- etcd's ports -----------------------------------------------------------------------------------------------------
+
+
+def _moved_ports(row):
+    """Return a sentence for each URL of a live etcd by which its clients or the other members would lose it."""
+    present, declared = __salt__["k8s_generation.flags"](row["home"]), row["settings"]
+    if row["name"] != "etcd" or not present or "etcd-ports" in row["ignore"]:
+        return []
+    found, once = [], __salt__["k8s_skew.override"]("etcd-ports")
+    old, new = (_urls(flags, "listen-client-urls") for flags in (present, declared))
+    asked = _urls(__salt__["k8s_generation.flags"](row["api"]["home"]), "etcd-servers") if row["api"] else []
+    used = [url for url in asked if _is_among(url, old)] or old
+    if not any(_is_among(url, new) for url in used):
+        found.append(
+            f"kubernetes_controller:etcd:client_port: clients ask etcd at {', '.join(used)}, where it would not listen any more "
+            f"(declared: {', '.join(new)}). Move it in three rollouts: list both URLs, each as "
+            "https://{address}:PORT, in kubernetes_controller:etcd:settings:listen-client-urls; with both listed, change "
+            "kubernetes_controller:etcd:client_port (and kubernetes_controller:etcd:servers where it is set); then take "
+            f"listen-client-urls out again. {once}"
+        )
+    old, new = (_urls(flags, "initial-advertise-peer-urls") for flags in (present, declared))
+    heard, hears = (_urls(flags, "listen-peer-urls") for flags in (present, declared))
+    if row["neighbours"] and (set(old) != set(new) or not any(_is_among(url, hears) for url in heard)):
+        found.append(
+            f"kubernetes_controller:etcd:peer_port: the other members know this one at {', '.join(old)} and keep that, whatever "
+            f"is declared ({', '.join(new)}, listening at {', '.join(hears)}), so etcd would lose its quorum. First list both "
+            "URLs, each as https://{address}:PORT, in kubernetes_controller:etcd:settings:listen-peer-urls, roll out, and say "
+            f"`etcdctl member update ID --peer-urls=URL` for each member; then overrule this once. {once}"
+        )
+    return found
+
+
+def _urls(flags, name):
+    return [url for url in flags.get(name, "").split(",") if url]
+
+
+def _is_among(url, urls):
+    """Tell whether one who asks at ``url`` is heard by one who listens at ``urls``."""
+    asked, listening = urllib.parse.urlsplit(url), [urllib.parse.urlsplit(one) for one in urls]
+    return any(
+        (one.scheme, one.port) == (asked.scheme, asked.port)
+        and (one.hostname == asked.hostname or {one.hostname, asked.hostname} & {*WILDCARDS})
+        for one in listening
+    )
 
 
 # -- certificates and keys --------------------------------------------------------------------------------------------

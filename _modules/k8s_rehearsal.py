@@ -35,7 +35,8 @@ def due(components):
         Rows of the configuration's ``components`` (dict).
 
     These are all that differ from what is live, unless they passed together, on the data that what is live now has written.
-    Nothing is due on a node where nothing of it runs yet, nor a controller where there is no API server for it.
+    One that failed its gate is not tried again, so it takes no part. Nothing is due on a node where nothing of it runs yet,
+    nor a controller where there is no API server for it.
 
     CLI Example:
 
@@ -48,7 +49,7 @@ def due(components):
     found = {}
     for name, row in components.items():
         changes = __salt__["k8s_generation.differences"](row) if row["rehearsal"]["enabled"] else {}
-        if changes:
+        if changes and not _failed(row, changes["generation"]["new"]):
             found[name] = changes["generation"]["new"]
     if API not in found:
         found = {name: generation for name, generation in found.items() if not _is_without_api(components[name])}
@@ -133,7 +134,7 @@ def perform(components, names):
     finally:
         __salt__["k8s_stage.leave"]()
     tell(", ".join(names), "rehearsal", said, seconds=round(time.monotonic() - started, 1))
-    _stamp(components, cast, names)
+    _stamp(components, cast, names, data)
     return {"seconds": round(time.monotonic() - started, 1), "said": said}
 
 
@@ -165,14 +166,24 @@ def _data(components, asked, place):
     """Return the path of a copy of the real data, or None for none. A cluster that is down has none to give."""
     if asked["data"] == "empty":
         return None
-    sources = [components[name] for name in ("kube-apiserver", "etcd") if name in components]
-    sources = [row for row in sources if __salt__["k8s_generation.links"](row["home"])["live"]]
+    sources = _sources(components)
     try:
         return __salt__["k8s_snapshot.save"](sources[0], f"{place}/snapshot.db", asked["max_mib"]) if sources else None
-    except CommandExecutionError:
-        if any(__salt__["k8s_health.serves"](row) for row in sources):
-            raise
+    except CommandExecutionError as exc:
+        if _data_serves(components):
+            once = __salt__["k8s_skew.override"]({"rehearsal": {"data": "empty"}})
+            raise CommandExecutionError(f"{str(exc).rstrip('.')}. {once}") from exc
         return None  # nothing serves here: a cluster that is down can always be repaired
+
+
+def _sources(components):
+    """Return the rows by which the real data can be copied: the API server's, and etcd's where it is managed."""
+    rows = [components[name] for name in (API, "etcd") if name in components]
+    return [row for row in rows if __salt__["k8s_generation.links"](row["home"])["live"]]
+
+
+def _data_serves(components):
+    return any(__salt__["k8s_health.serves"](row) for row in _sources(components))
 
 
 def _play(components, cast, names, data, deadline):
@@ -288,7 +299,10 @@ def _stamps(home):
 
 
 def _stamp_of(row, generation):
-    """Return how a generation passed: ``cast``, the digests of all that took part, and ``live``, of those that were live."""
+    """
+    Return how a generation passed: ``cast``, the digests of all that took part, ``live``, of those that were live, and
+    ``data``: snapshot or empty.
+    """
     return _stamps(row["home"]).get(_bare(generation), {"cast": {}, "live": {}})
 
 
@@ -296,23 +310,31 @@ def _still_holds(components, stamp):
     """
     Tell whether what a stamp says can still be relied on.
 
-    Each that took part must be live, or else declared while nothing became live in its place since: that would have
-    written to the data, and the others would meet it.
+    Each that took part must be live, or else declared, without a failed gate, while nothing became live in its place since:
+    that would have written to the data, and the others would meet it. A pass on empty data counts where the pillar asks
+    for no other, and as long as there is no other.
     """
-    return bool(stamp["cast"]) and all(
+    if not stamp["cast"] or not all(
         name in components and _is_as_then(components[name], generation, stamp["live"].get(name))
         for name, generation in stamp["cast"].items()
-    )
+    ):
+        return False
+    asked = next(iter(components.values()))["rehearsal"]["data"]
+    return stamp.get("data") == "snapshot" or asked == "empty" or not _data_serves(components)
 
 
 def _is_as_then(row, generation, before):
     live = _live(row)
-    if live == generation or live != before:
+    if live == generation or live != before or _failed(row, generation):
         return live == generation
     try:
         return __salt__["k8s_generation.digest"](row) == generation
     except CommandExecutionError:
         return False
+
+
+def _failed(row, generation):
+    return generation in __salt__["k8s_generation.failures"](row["home"])
 
 
 def _live(row):
@@ -323,12 +345,13 @@ def _bare(generation):
     return generation.partition(".")[0]
 
 
-def _stamp(components, cast, names):
-    """Remember that generations passed, and with what; those that are not there any more are forgotten."""
+def _stamp(components, cast, names, data):
+    """Remember that generations passed, with what and on which data; those that are not there any more are forgotten."""
     stamp = {
         "passed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cast": {name: _bare(generation) for name, generation in cast.items()},
         "live": {name: _live(components[name]) for name in cast},
+        "data": "snapshot" if data else "empty",
     }
     for name in names:
         home = components[name]["home"]

@@ -51,8 +51,9 @@ def apiserver(api, resources):
     try:
         for resource in resources:
             _read_all(api, resource)
+        _create_namespace(api, name)
         for kind, plural in (("ConfigMap", "configmaps"), ("Secret", "secrets")):
-            path = f"/api/v1/namespaces/default/{plural}"
+            path = f"/api/v1/namespaces/{name}/{plural}"
             body = {"apiVersion": "v1", "kind": kind, "metadata": {"name": name}}
             _ask(api, "POST", path, body, f"a {kind} cannot be created")
             _ask(api, "GET", f"{path}/{name}", None, f"a {kind} cannot be read")
@@ -124,8 +125,7 @@ def _scenes(api, rows, name, deadline):
     """Set the work; return who has to do it, what to say when it is not done, and a function that tells whether it is."""
     if MANAGER not in rows and SCHEDULER not in rows:
         return []
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
-    _ask(api, "POST", "/api/v1/namespaces", namespace, "a Namespace cannot be created")
+    _create_namespace(api, name)
     account, scenes = f"/api/v1/namespaces/{name}/serviceaccounts/default", []
     flags = __salt__["k8s_generation.flags"](rows[MANAGER]["home"]) if MANAGER in rows else None
     makes_accounts = flags is not None and _controls(flags, "serviceaccount-controller")
@@ -138,6 +138,12 @@ def _scenes(api, rows, name, deadline):
         _create_pod(api, name, _profile(rows[SCHEDULER]), None if makes_accounts else account, deadline)
         scenes.append((SCHEDULER, "it judged no new Pod", lambda: _is_judged(api, name)))
     return scenes
+
+
+def _create_namespace(api, name):
+    """Create a Namespace of the rehearsal's own: there is no quota in it, and no policy for it."""
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    _ask(api, "POST", "/api/v1/namespaces", body, "a Namespace cannot be created")
 
 
 def _controls(flags, controller):

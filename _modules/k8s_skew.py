@@ -134,7 +134,8 @@ def clock_refusals(answers, limit_s, here="this node"):
             found.append(
                 f"the clock of {here} is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} that of {minion} (at most "
                 f"{limit_s} s, kubernetes_controller:rollout:preflight:max_clock_skew_s): certificates, tokens and leases "
-                "would be judged differently. Set the clock that is wrong, and see that both run NTP."
+                "would be judged differently. Set the clock that is wrong, and see that both run NTP. "
+                f"{override({'preflight': {'max_clock_skew_s': int(abs(ahead)) + 2}})}"
             )
     return found
 
@@ -144,7 +145,7 @@ def override(name):
     Return the sentence that tells how to overrule a refusal once.
 
     name
-        What to put into ``rollout:ignore``.
+        What to put into ``rollout:ignore`` (str), or else what to put below ``rollout`` (dict).
 
     CLI Example:
 
@@ -152,7 +153,8 @@ def override(name):
 
         salt 'controller-1' k8s_skew.override skew
     """
-    return f'To go on all the same, once: pillar=\'{{"kubernetes_controller": {{"rollout": {{"ignore": ["{name}"]}}}}}}\'.'
+    pillar = {"kubernetes_controller": {"rollout": {"ignore": [name]} if isinstance(name, str) else name}}
+    return f"To go on all the same, once: pillar='{json.dumps(pillar)}'."
 
 
 def _skew(declared, live, others):

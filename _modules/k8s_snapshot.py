@@ -70,12 +70,14 @@ def keep(row, label):
         salt 'controller-1' k8s_snapshot.keep "$ROW" 1.37.2
     """
     directory, number = row["snapshots"]["directory"], row["snapshots"]["keep"]
+    once = __salt__["k8s_skew.override"]({"snapshots": {"keep": 0}})
     if not number:
         return None
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
     except OSError as exc:
-        raise CommandExecutionError(f"{directory}: {exc.strerror} (kubernetes_controller:rollout:snapshots:directory)") from exc
+        said = f"{directory}: {exc.strerror} (kubernetes_controller:rollout:snapshots:directory). {once}"
+        raise CommandExecutionError(said) from exc
     target = f"{directory}/etcd-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-before-{label}.db"
     try:
         save(row, target)
@@ -83,10 +85,10 @@ def keep(row, label):
         answer = _run([etcdutl, "snapshot", "status", target, "--write-out=json"], {})
         if answer.returncode or not json.loads(answer.stdout).get("totalKey"):
             raise CommandExecutionError(f"{target} is not a good snapshot: {(answer.stderr or answer.stdout).strip()[-300:]}")
-    except CommandExecutionError:
+    except CommandExecutionError as exc:
         if os.path.exists(target):
             os.unlink(target)
-        raise
+        raise CommandExecutionError(f"{str(exc).rstrip('.')}. {once}") from exc
     for stale in sorted(glob.glob(f"{directory}/etcd-*-before-*.db"))[:-number]:
         os.unlink(stale)
     return target

@@ -203,7 +203,9 @@ def _rehearse(component, generation):
         __salt__["k8s_rehearsal.alone"](component)
     except CommandExecutionError as exc:
         who = getattr(exc, "component", component["name"])
-        raise CommandExecutionError(f"the rehearsal failed: {who}: {exc}. Nothing was touched") from exc
+        once = __salt__["k8s_skew.override"]({"rehearsal": {"enabled": False}})
+        said = f"the rehearsal failed: {who}: {str(exc).rstrip('.')}. Nothing was touched. {once}"
+        raise CommandExecutionError(said) from exc
 
 
 def _is_the_operators(component, changes):

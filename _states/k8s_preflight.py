@@ -35,7 +35,8 @@ def passed(name, components):
             found.append(foreign)
             continue
         try:
-            if __salt__["k8s_generation.digest"](row) != __salt__["k8s_generation.links"](row["home"])["good"]:
+            good = __salt__["k8s_generation.links"](row["home"])["good"] or ""
+            if __salt__["k8s_generation.digest"](row) != good.partition(".")[0]:
                 changing[component] = row
         except CommandExecutionError as exc:
             (unknowable if __opts__["test"] else found).append(str(exc))

@@ -38,5 +38,7 @@ def passed(name, components):
         if __opts__["test"]:
             return ret | {"result": None, "comment": f"Not knowable yet: {exc}"}
         who = f"{exc.component}: " if hasattr(exc, "component") else ""
-        return ret | {"result": False, "comment": f"The rehearsal failed: {who}{exc}. Nothing was touched."}
+        once = __salt__["k8s_skew.override"]({"rehearsal": {"enabled": False}})
+        said = f"The rehearsal failed: {who}{str(exc).rstrip('.')}. Nothing was touched. {once}"
+        return ret | {"result": False, "comment": said}
     return ret | {"comment": f"{answer['said']}, in {answer['seconds']} s."}

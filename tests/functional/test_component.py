@@ -398,6 +398,7 @@ def test_what_does_not_pass_its_rehearsal_is_not_promoted(scheduler):
     ret = scheduler.run(scheduler.declare({"settings": {"v": 4}}))
     assert (ret.result, ret.changes) == (False, {})
     assert "the rehearsal failed: kube-scheduler: no process (unit is failed): Error: unknown flag: --v." in ret.comment
+    assert ret.comment.endswith('pillar=\'{"kubernetes_controller": {"rollout": {"rehearsal": {"enabled": false}}}}\'.')
     assert scheduler.links() == {"live": good, "good": good}
     assert scheduler.systemd.log == ["restart"]
 
@@ -595,7 +596,7 @@ def test_what_serves_is_adopted_under_the_turn_and_what_does_not_without(schedul
 def test_what_is_not_there_yet_is_an_error_for_real_and_unknowable_in_test_mode(scheduler, testmode, missing):
     if missing == "binary":
         Path(scheduler.row["binary"]).unlink()
-        what = f"{scheduler.row['binary']}: No such file or directory"
+        what = f"{scheduler.row['binary']}: No such file or directory. Apply kubernetes_controller.binaries first"
     else:
         del scheduler.minion.opts["pillar"]["kubernetes_controller_pki"]["scheduler.key"]
         what = "pillar kubernetes_controller_pki:scheduler.key is missing, kube-scheduler needs it."

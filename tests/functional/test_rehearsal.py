@@ -74,6 +74,8 @@ def live(node, declare):
     return components
 
 
+ONCE = 'To go on all the same, once: pillar=\'{"kubernetes_controller": {"rollout": '
+OFF = ONCE + '{"rehearsal": {"enabled": false}}}}\'.'
 CHANGED = {"scheduler": {"settings": {"v": 4}}}
 
 
@@ -100,6 +102,37 @@ def test_what_differs_is_rehearsed_once_with_the_others_as_they_are_live(node, a
         assert [name for name, _ in stage.started] == ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"]
         assert dict(stage.started)["kube-scheduler"] == digest
         assert list(stamps(row)) == [digest]
+        assert stamps(row)[digest]["data"] == "empty"
+
+
+def test_a_pass_on_a_copy_of_the_data_is_remembered_as_one(node, stage, live, declare):
+    node.fake("k8s_snapshot.save", return_value="/run/snapshot.db")
+    components = declare(CHANGED, {"rollout": {"rehearsal": {"data": "snapshot"}}})
+    ret = node.state(STATE, NAME, components=components)
+    assert ret.comment.startswith("kube-scheduler passed on a copy of the data")
+    (stamp,) = stamps(components["kube-scheduler"]).values()
+    assert stamp["data"] == "snapshot"
+
+
+def test_an_etcd_that_gives_no_copy_is_told_with_the_way_without_one(node, stage, live, declare):
+    complaint = "etcd gives no copy of its data: permission denied"
+    node.fake("k8s_snapshot.save", side_effect=CommandExecutionError(complaint))
+    node.fake("k8s_health.serves", return_value=True)
+    ret = node.state(STATE, NAME, components=declare(CHANGED, {"rollout": {"rehearsal": {"data": "snapshot"}}}))
+    empty = ONCE + '{"rehearsal": {"data": "empty"}}}}\''
+    assert (ret.result, ret.comment) == (False, f"The rehearsal failed: {complaint}. {empty}. Nothing was touched. {OFF}")
+
+
+@pytest.mark.parametrize("error", ["etcd gives no copy", "no place"])
+def test_an_upgrade_without_a_snapshot_is_refused_with_the_override(node, live, tmp_path, error):
+    row = {**live["kube-apiserver"], "snapshots": {"directory": str(tmp_path / "kept"), "keep": 3}}
+    row["etcdctl"] = str(tmp_path / "etcdctl")
+    if error == "no place":
+        (tmp_path / "kept").touch()
+    with pytest.raises(CommandExecutionError) as told:
+        node.modules["k8s_snapshot.keep"](row, "kube-apiserver-1.37.3")
+    assert error in str(told.value) or "rollout:snapshots:directory)" in str(told.value)
+    assert str(told.value).endswith(ONCE + '{"snapshots": {"keep": 0}}}}\'.')
 
 
 @pytest.mark.parametrize("what", ["nothing differs", "nothing is live", "switched off"])
@@ -119,7 +152,7 @@ def test_who_does_not_pass_is_named_and_not_stamped(node, stage, live, declare):
     for _ in range(2):
         ret = node.state(STATE, NAME, components=components)
         assert (ret.result, ret.changes) == (False, {})
-        assert ret.comment == "The rehearsal failed: kube-scheduler: no process. Nothing was touched."
+        assert ret.comment == f"The rehearsal failed: kube-scheduler: no process. Nothing was touched. {OFF}"
         assert not stage.up
     assert stamps(components["kube-scheduler"]) == {}
     del stage.sick["kube-scheduler"]
@@ -130,7 +163,7 @@ def test_a_stage_that_cannot_be_built_is_a_sentence(node, stage, live, declare):
     node.fake("k8s_stage.build", side_effect=CommandExecutionError("ip: no such command"))
     ret = node.state(STATE, NAME, components=declare(CHANGED))
     assert (ret.result, ret.changes) == (False, {})
-    assert ret.comment == "The rehearsal failed: ip: no such command. Nothing was touched."
+    assert ret.comment == f"The rehearsal failed: ip: no such command. Nothing was touched. {OFF}"
 
 
 def test_what_is_missing_fails_for_real_and_is_not_knowable_in_test_mode(node, apply, testmode, stage, live, declare):

@@ -305,9 +305,15 @@ def test_a_foreign_process_is_found_before_anything_is_prepared(node, apply, tes
     assert found in ret.comment
 
 
-def test_a_good_component_is_not_asked_again(node, rows):
+@pytest.mark.parametrize("edited", [False, True], ids=["as prepared", "prepared again after a hand edit"])
+def test_a_good_component_is_not_asked_again(node, rows, edited):
     row = rows()["kube-scheduler"]
     name = node.modules["k8s_generation.prepare"](row)
+    if edited:
+        with (Path(row["home"]) / "generations" / name / "start").open("a") as start:
+            start.write("# by hand\n")
+        name = node.modules["k8s_generation.prepare"](row)
+        assert name.endswith(".2")
     for link in ("live", "good"):
         node.modules["k8s_generation.promote"](row["home"], name, link=link)
     check = node.fake("k8s_preflight.check")

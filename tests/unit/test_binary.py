@@ -241,5 +241,5 @@ def test_a_file_that_only_got_another_time_is_read_once(binary, row, tmp_path):
 
 
 def test_the_checksum_of_nothing_names_the_file(binary):
-    with pytest.raises(CommandExecutionError, match="/nowhere/kubectl: No such file or directory"):
+    with pytest.raises(CommandExecutionError, match="/nowhere/kubectl: No such file or directory. Apply kubernetes_controller"):
         binary.checksum("/nowhere/kubectl")

@@ -233,6 +233,69 @@ def test_what_is_staged_is_for_root_alone_and_names_itself(node, rows, material)
         directory.rmdir()
 
 
+# -- etcd's ports -----------------------------------------------------------------------------------------------------
+
+
+def etcd_ports(minion, rows, layer, *, everything=None, **rollout):
+    found = problems(minion, rows({"etcd": layer, "rollout": rollout}, everything or {})["etcd"])
+    return [line.split(": ")[0].rpartition(":")[2] for line in found]
+
+
+def go_live(minion, rows, layer):
+    for name in ("etcd", "kube-apiserver"):
+        live(minion, rows({"etcd": layer})[name])
+
+
+BOTH = {"listen-client-urls": ["https://{address}:2379", "https://{address}:12379"]}
+
+
+def test_a_port_that_etcd_would_leave_is_refused_with_the_way_and_the_override(node, rows):
+    assert etcd_ports(node, rows, {"client_port": 12379}) == [], "nothing is live yet"
+    go_live(node, rows, {})
+    client, peer = problems(node, rows({"etcd": {"client_port": 12379, "peer_port": 12380}})["etcd"])
+    assert "clients ask etcd at https://10.8.0.101:2379, where it would not listen any more" in client
+    assert "(declared: https://10.8.0.101:12379). Move it in three rollouts" in client
+    assert "the other members know this one at https://10.8.0.101:2380" in peer
+    assert "`etcdctl member update ID --peer-urls=URL`" in peer
+    for line in (client, peer):
+        assert line.endswith('pillar=\'{"kubernetes_controller": {"rollout": {"ignore": ["etcd-ports"]}}}\'.')
+    assert etcd_ports(node, rows, {"client_port": 12379, "peer_port": 12380}, ignore=["etcd-ports"]) == []
+
+
+def test_the_client_port_moves_in_the_three_steps_that_the_refusal_names(node, rows):
+    go_live(node, rows, {})
+    assert etcd_ports(node, rows, {"settings": BOTH}) == []
+    live(node, rows({"etcd": {"settings": BOTH}})["etcd"])
+    assert etcd_ports(node, rows, {"client_port": 12379}) == ["client_port"], "the API server still asks the old one"
+    second = {"client_port": 12379, "settings": BOTH}
+    assert etcd_ports(node, rows, second) == []
+    assert rows({"etcd": second})["kube-apiserver"]["settings"]["etcd-servers"].startswith("https://10.8.0.101:12379,")
+    go_live(node, rows, second)
+    assert etcd_ports(node, rows, {"client_port": 12379}) == []
+
+
+@pytest.mark.parametrize(
+    ("layer", "refused"),
+    [
+        ({"settings": {"listen-peer-urls": ["https://{address}:2380", "https://{address}:12380"]}}, []),
+        ({"settings": {"listen-peer-urls": "https://{address}:12380"}}, ["peer_port"]),
+        ({"settings": {"initial-advertise-peer-urls": "https://{address}:12380"}}, ["peer_port"]),
+        ({"settings": {"listen-peer-urls": "https://0.0.0.0:2380", "listen-client-urls": "https://0.0.0.0:2379"}}, []),
+        ({"settings": {"listen-client-urls": "http://{address}:2379"}}, ["client_port"]),
+    ],
+)
+def test_only_urls_by_which_etcd_would_be_lost_are_refused(node, rows, layer, refused):
+    go_live(node, rows, {})
+    assert etcd_ports(node, rows, layer) == refused
+
+
+def test_a_single_member_may_change_its_peer_port(node, rows):
+    only = {"controllers": {"controller-2": None, "controller-3": None}}
+    go_live(node, rows, {})
+    assert etcd_ports(node, rows, {"peer_port": 12380}) == ["peer_port"]
+    assert etcd_ports(node, rows, {"peer_port": 12380}, everything=only) == []
+
+
 # -- what a binary says -----------------------------------------------------------------------------------------------
 
 HELP = """\
@@ -429,6 +492,7 @@ def test_a_disk_with_too_little_room_is_named_with_its_directories(node, rows):
         assert os.path.dirname(row["binary"]) in found
         assert all(directory in found for directory in row["directories"])
     assert "MiB free, expected at least 1000000000 (kubernetes_controller:rollout:preflight:min_free_mib)." in found
+    assert found.endswith('once: pillar=\'{"kubernetes_controller": {"rollout": {"preflight": {"min_free_mib": 0}}}}\'.')
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ def promote(node, components):
         node.modules["k8s_generation.promote"](row["home"], node.modules["k8s_generation.prepare"](row))
 
 
-def stamp(node, components, *names):
+def stamp(node, components, *names, data="snapshot"):
     """As a rehearsal of these together leaves it, with the others as they are live."""
     cast = {name: node.modules["k8s_generation.links"](row["home"])["live"] for name, row in components.items()}
     live = dict(cast)
     cast |= {name: node.modules["k8s_generation.prepare"](components[name]) for name in names}
     for name in names:
-        said = {cast[name]: {"passed": "2026-11-25T02:30:00Z", "cast": cast, "live": live}}
+        said = {cast[name]: {"passed": "2026-11-25T02:30:00Z", "cast": cast, "live": live, "data": data}}
         Path(components[name]["home"], "rehearsed.json").write_text(json.dumps(said))
 
 
@@ -63,6 +63,25 @@ def test_what_passed_before_something_else_became_live_is_rehearsed_again(node, 
     assert node.modules["k8s_rehearsal.needed"](old[A], node.modules["k8s_generation.digest"](old[A]))
 
 
+def test_what_passed_on_empty_data_is_rehearsed_again_once_there_is_real_data(node, rows):
+    """As in mode manual while etcd is down: a wrong encryption key passes on empty data, and later its gate."""
+    promote(node, rows())
+    changed, empty = settings(apiserver=3), {"rollout": {"rehearsal": {"data": "empty"}}}
+    components = rows(changed)
+    node.fake("k8s_config.load", return_value={"components": components})
+    serves = node.fake("k8s_health.serves", return_value=False)
+    stamp(node, components, A, data="empty")
+    generation = node.modules["k8s_generation.digest"](components[A])
+    assert due(node, components) == []
+    assert node.modules["k8s_rehearsal.needed"](components[A], generation) is False
+    serves.return_value = True
+    assert due(node, components) == [A]
+    assert node.modules["k8s_rehearsal.needed"](components[A], generation)
+    assert due(node, rows(changed, empty)) == []
+    stamp(node, components, A)
+    assert due(node, components) == []
+
+
 def test_while_a_rollout_brings_them_to_the_node_one_after_another_nothing_is_rehearsed_again(node, rows):
     promote(node, rows())
     components = rows(settings(apiserver=3, scheduler=3))
@@ -72,6 +91,24 @@ def test_while_a_rollout_brings_them_to_the_node_one_after_another_nothing_is_re
         generation = node.modules["k8s_generation.prepare"](components[name])
         assert node.modules["k8s_rehearsal.needed"](components[name], generation) is False
         promote(node, {name: components[name]})
+
+
+def test_what_passed_with_one_that_failed_its_gate_is_rehearsed_again_with_the_good_one(node, rows):
+    promote(node, rows())
+    components = rows(settings(apiserver=3, controller_manager=3))
+    node.fake("k8s_config.load", return_value={"components": components})
+    stamp(node, components, A, M)
+    manager = node.modules["k8s_generation.digest"](components[M])
+    assert node.modules["k8s_rehearsal.needed"](components[M], manager) is False
+    node.modules["k8s_generation.remember_failure"](
+        components[A]["home"], node.modules["k8s_generation.digest"](components[A]), "it crashed"
+    )
+    assert node.modules["k8s_rehearsal.needed"](components[M], manager)
+    assert due(node, components) == [M]
+    stamp(node, components, M)
+    assert due(node, components) == []
+    node.modules["k8s_generation.forget_failures"](components[A]["home"])
+    assert due(node, components) == [A, M], "tried again on the operator's word, and together"
 
 
 def test_one_component_alone_is_rehearsed_with_the_others_as_they_are(node, rows):
@@ -120,6 +157,24 @@ def test_a_resource_that_the_api_has_no_more_is_not_read(node):
     assert unreadable({}, ["gone.example.com", "gone.example.org"]) is None
     assert "stored things.example.com cannot be read: 500 StorageError" in unreadable({}, ["things.example.com"])
     assert asked[-1] == "/apis/example.com/v1/things"
+
+
+def test_what_a_rehearsal_writes_is_in_a_namespace_of_its_own(node):
+    """A quota of the namespace default, used up, failed every rehearsal."""
+    made = []
+
+    def inside(function, api, path, method="GET", body=None, **words):
+        if method == "POST":
+            made.append(path)
+        quota = "/namespaces/default/" in path
+        return {"status": 403 if quota else 200, "body": json.dumps({"message": "exceeded quota"} if quota else {"metadata": {}})}
+
+    node.fake("k8s_stage.inside", inside)
+    assert node.modules["k8s_scene.apiserver"]({"name": A}, ["secrets"]) is None
+    namespace, configmaps, secrets = made
+    assert namespace == "/api/v1/namespaces"
+    assert configmaps.rpartition("/")[0] == secrets.rpartition("/")[0]
+    assert configmaps.startswith("/api/v1/namespaces/rehearsal-")
 
 
 def test_a_controller_without_an_api_server_beside_it_is_not_rehearsed(node, rows):

@@ -86,6 +86,8 @@ def test_clocks_that_are_too_far_apart_are_named_both(modules, seconds, refused)
     for line in found:
         way = "ahead of" if seconds > 0 else "behind"
         assert line.startswith(f"the clock of controller-1 is {abs(seconds)} s {way} that of controller-2 (at most 5 s, ")
+        enough = f'"rollout": {{"preflight": {{"max_clock_skew_s": {abs(seconds) + 2}}}}}'
+        assert line.endswith(f"NTP. To go on all the same, once: pillar='{{\"kubernetes_controller\": {{{enough}}}}}'.")
 
 
 @pytest.fixture

@@ -54,13 +54,6 @@ def part(name):
     return lambda world: here(world, f"kubernetes_controller.{name}")
 
 
-def everywhere(world, *args):
-    """Apply the formula on all nodes at the same moment."""
-    answers = world.cluster.apply(*args)
-    said = "\n".join(f"{minion}: {line}" for minion, answer in answers.items() for line in answer.failures if not answer.ok)
-    return Outcome(all(answer.ok for answer in answers.values()), said)
-
-
 def deploy(world, *args):
     """Roll out over all nodes, as the operator does."""
     done = world.cluster.orchestrate(*args, sls=["k8s_rollout.deploy"])
@@ -118,17 +111,6 @@ def stopped(component, *numbers):
             ready(world, world.cluster.nodes)
 
     return fault
-
-
-@contextlib.contextmanager
-def powered_off(world):
-    """Another node has no power."""
-    world.others[-1].kill()
-    try:
-        yield
-    finally:
-        world.lab.boot()
-        ready(world, world.cluster.nodes)
 
 
 @contextlib.contextmanager
