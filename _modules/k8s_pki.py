@@ -199,9 +199,11 @@ def _authority(pki, name, authority):
     exchanged = __salt__["k8s_rotation.pending"](pki, name)
     yield from _rotation(pki, name, exchanged)
     if not os.path.exists(key_path):
-        _refuse_if_known(pki, key_path, path, f"{name}-ca.crt")
+        _refuse_if_known(pki, key_path, half=path)
         yield key_path, "missing", lambda: _write_key(key_path, pki)
     if not os.path.exists(path):
+        if path not in exchanged:
+            _refuse_if_known(pki, path)
         yield path, "missing", lambda: _write(path, _authority_certificate(authority, _key(key_path)))
     elif os.path.exists(key_path) and path not in exchanged and _public(_key(key_path)) != _public(_certificate(path)):
         raise CommandExecutionError(
@@ -222,7 +224,7 @@ def _service_account(pki):
     exchanged = __salt__["k8s_rotation.pending"](pki, "service-account")
     yield from _rotation(pki, "service-account", exchanged)
     if not os.path.exists(key_path):
-        _refuse_if_known(pki, key_path, path, "service-account.pub")
+        _refuse_if_known(pki, key_path, half=path)
         yield key_path, "missing", lambda: _write_key(key_path, pki)
     if not os.path.exists(path):
         yield path, "missing", lambda: _write(path, _public_text(_key(key_path)))
@@ -243,7 +245,7 @@ def _encryption(pki):
     for name in pki["encryption_keys"]:
         path = f"{pki['directory']}/shared/{name}"
         if not os.path.exists(path):
-            _refuse_if_known(pki, path, name)
+            _refuse_if_known(pki, path)
             yield path, "missing", lambda path=path: _write(path, base64.b64encode(secrets.token_bytes(32)).decode())
 
 
@@ -305,16 +307,25 @@ def _refuse_if_lost(pki, exists):
         )
 
 
-def _refuse_if_known(pki, path, *witnesses):
-    """Raise when anything shows that the secret ``path`` existed: its other half, or a minion that has a share of it."""
-    found = [witness for witness in witnesses if witness.startswith("/") and os.path.exists(witness)]
-    for witness in witnesses:
-        found += glob.glob(f"{pki['directory']}/hosts/*/{pki['pillar']}/{os.path.basename(witness)}")
+def _refuse_if_known(pki, path, half=None):
+    """Raise when anything shows that ``path`` existed: its other ``half``, a minion's share of either, what is kept of them."""
+    found = [half] if half and os.path.exists(half) else []
+    for one in filter(None, (path, half)):
+        found += _copies(pki, os.path.basename(one))
     if found:
         raise CommandExecutionError(
             f"{path} is lost (but {found[0]} exists). It is never made anew for a cluster that has it: restore it from a backup"
             f"{_how_to_restore(pki, path)}."
         )
+
+
+def _copies(pki, name):
+    """Return the copies of a file of ``authorities/`` or ``shared/`` that minions have or had, and those that are kept."""
+    share, found = f"hosts/*/{pki['pillar']}", []
+    for place in (share, f"kept/*/{share}", "kept/*/authorities", "kept/*/shared"):
+        for one in dict.fromkeys((name, pki["files"].get(name, name))):
+            found += sorted(glob.glob(f"{glob.escape(pki['directory'])}/{place}/{glob.escape(one)}"))
+    return found
 
 
 def _how_to_restore(pki, path):

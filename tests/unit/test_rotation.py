@@ -428,6 +428,56 @@ def test_what_a_minion_has_a_share_of_is_restored_without_a_backup(master, name)
     assert master.make() == {}
 
 
+@pytest.mark.parametrize("name", CAS)
+def test_a_lost_certificate_of_a_ca_is_never_signed_anew_and_comes_back_from_a_share(master, name):
+    path = master.root / f"authorities/{name}-ca.crt"
+    text = path.read_text()
+    path.unlink()
+    share = f"{master.root}/hosts/controller-1/{PKI}/{name}-ca.crt"
+    for judge in (master.make, lambda: master.modules["k8s_pki.differences"](master.pki)):
+        with pytest.raises(CommandExecutionError, match=f"{name}-ca.crt is lost .but {share} exists.* from {share}"):
+            judge()
+    assert not path.exists()
+    master.modules["k8s_kept.restore"](str(master.root), f"authorities/{name}-ca.crt")
+    assert path.read_text() == text
+    assert master.make() == {}
+
+
+def test_a_bundle_of_a_rotation_is_no_source_for_a_lost_certificate(master):
+    list(master.run(["kubernetes"], until="trust"))
+    (master.root / "authorities/kubernetes-ca.crt").unlink()
+    with pytest.raises(CommandExecutionError, match="kubernetes-ca.crt FILE`"):
+        master.make()
+
+
+def test_a_first_run_cut_off_between_a_cas_key_and_its_certificate_goes_on(modules, resolve, tmp_path, kill, monkeypatch):
+    pki = resolve(ONE, {"pki": {"directory": str(tmp_path / "pki")}}, node=None)["pki"]
+    kill(2)
+    with pytest.raises(Killed):
+        modules["k8s_pki.make"](pki)
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "pki/authorities").glob("k*")] == ["kubernetes-ca.key"]
+    modules["k8s_pki.make"](pki)
+    assert modules["k8s_pki.differences"](pki) == {}
+
+
+@pytest.mark.parametrize("name", ["authorities/signer-ca.key", "authorities/etcd-ca.crt", "shared/encryption-key1"])
+@pytest.mark.parametrize("place", ["hosts", "kept/20260101T000000Z/hosts"])
+def test_a_share_shows_what_is_lost_under_the_name_that_the_pillar_gives_it_and_when_it_is_only_kept(
+    modules, resolve, tmp_path, name, place
+):
+    file = name.rpartition("/")[2]
+    layer = {"pki": {"directory": str(tmp_path / "pki"), "files": {file: f"our-{file}"}}}
+    pki = resolve(ONE, layer, node=None)["pki"]
+    modules["k8s_pki.make"](pki)
+    for lost in (tmp_path / "pki").glob(f"{name.rpartition('.')[0]}.*" if "." in name else name):
+        lost.unlink()
+    (tmp_path / "pki" / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "pki/hosts").rename(tmp_path / "pki" / place)
+    with pytest.raises(CommandExecutionError, match=f"{place}/controller-1/{PKI}/our-.* exists"):
+        modules["k8s_pki.make"](pki)
+
+
 def test_without_anything_that_fits_restore_says_so(master):
     (master.root / "authorities/kubernetes-ca.key").unlink()
     with pytest.raises(CommandExecutionError, match="nothing on this master is known to fit it"):
