@@ -28,10 +28,11 @@ USAGES = {"serverAuth": ExtendedKeyUsageOID.SERVER_AUTH, "clientAuth": ExtendedK
 END = "-----END CERTIFICATE-----\n"
 CLOCK_SKEW = datetime.timedelta(hours=1)
 ANOTHER_KEY = "the key is another"
+REMOVED = "declared no more; kept and removed"
 DIRECTORIES = ("", "authorities", "shared", "admin", "brought", "hosts")
 
 
-def differences(pki, force=False, exists=""):
+def differences(pki, force=False, exists="", dropped=False):
     """
     Return what is not as declared: a dictionary of path to reason, {} when all is in place. Nothing is written.
 
@@ -42,6 +43,9 @@ def differences(pki, force=False, exists=""):
     exists
         What shows that the cluster is there already, in words that go on after "but" (default: nothing does). Then what
         must never be made anew is not made in a directory that has nothing of a cluster (``begun``).
+    dropped
+        No controller reads with encryption keys that the pillar does not name, so they are handed out no more (default
+        False: a rotation of theirs may need them in shares until its last step).
 
     Raises CommandExecutionError when something that must never be made anew is lost.
 
@@ -51,14 +55,15 @@ def differences(pki, force=False, exists=""):
 
         salt-call --local k8s_pki.differences "$PKI"
     """
-    return {path: why for path, why, _ in _steps(pki, force, exists)}
+    return {path: why for path, why, _ in _steps(pki, force, exists, dropped)}
 
 
-def make(pki, force=False, exists=""):
+def make(pki, force=False, exists="", dropped=False):
     """
-    Make and hand out what is not as declared; each file in one rename, readable by its owner alone.
+    Make and hand out what is not as declared; each file in one rename, readable by its owner alone. What was handed out and
+    is declared no more is kept and removed.
 
-    pki, force, exists
+    pki, force, exists, dropped
         See ``differences``. Returns and raises what that does.
 
     CLI Example:
@@ -70,7 +75,7 @@ def make(pki, force=False, exists=""):
     done, pki = {}, {**pki, "stamp": __salt__["k8s_kept.now"]()}
     with __salt__["k8s_kept.locked"](pki["directory"]):
         __salt__["k8s_kept.sweep"](pki["directory"])
-        for path, why, step in _steps(pki, force, exists):
+        for path, why, step in _steps(pki, force, exists, dropped):
             step()
             done[path] = why
     return done
@@ -168,7 +173,7 @@ def cross_half(pki, name, present, following):
 # -- the walk: each step is (path, why, function that does it), judged when the ones before it are done ---------------
 
 
-def _steps(pki, force, exists):
+def _steps(pki, force, exists, dropped):
     _refuse_if_lost(pki, exists)
     yield from _directories(pki)
     for name, authority in pki["authorities"].items():
@@ -180,6 +185,7 @@ def _steps(pki, force, exists):
         yield from _leaf(pki, row, force)
     for row in pki["deliveries"]:
         yield from _delivery(pki, row)
+    yield from _undeclared(pki, dropped)
 
 
 def _directories(pki):
@@ -286,6 +292,23 @@ def _delivery(pki, row):
         brought = source.startswith(f"{pki['directory']}/brought/")  # the share may be the last copy of what it was
         write = functools.partial(_replace, pki) if brought else _write
         yield row["target"], f"differs from {source}", lambda: write(row["target"], text)
+
+
+def _undeclared(pki, dropped):
+    """
+    Take what is declared no more out of the shares, all that a minion has which is no controller any more included.
+
+    Controllers have what they run with in generations of their own. A rotation of encryption keys alone hands out more than
+    the pillar names, and a share of it is what is no PEM.
+    """
+    declared = {row[part] for row in pki["certificates"] for part in ("path", "key")}
+    declared |= {row["target"] for row in pki["deliveries"]}
+    shares = {os.path.dirname(path) for path in declared}
+    for path in sorted(glob.glob(f"{glob.escape(pki['directory'])}/hosts/*/{pki['pillar']}/*")):
+        if path in declared or os.path.basename(path) in pki["by_hand"] or not os.path.isfile(path):
+            continue
+        if dropped or os.path.dirname(path) not in shares or _is_pem(path):
+            yield path, REMOVED, lambda path=path: _remove(pki, path)
 
 
 def _bundle(source, row):
@@ -461,6 +484,16 @@ def _replace(pki, path, text):
     if os.path.exists(path):
         __salt__["k8s_kept.keep"](pki["directory"], path, stamp=pki.get("stamp"))
     _write(path, text)
+
+
+def _remove(pki, path):
+    __salt__["k8s_kept.keep"](pki["directory"], path, stamp=pki.get("stamp"))
+    os.unlink(path)
+
+
+def _is_pem(path):
+    with salt.utils.files.fopen(path, "rb") as handle:
+        return b"-----BEGIN " in handle.read()
 
 
 def _read(path):

@@ -35,7 +35,7 @@ Every controller serves before keys are exchanged:
     - name: {{ (faults | join("; ") ~ ". Nothing was touched.") | json }}
     - comment: {{ (faults | join("; ") ~ ". Keys are exchanged only while all controllers serve; nothing was touched.") | json }}
 {%- else %}
-{%- set last = namespace(id=none) %}
+{%- set last = namespace(kind="salt", id=none) %}
 {%- for step in plan.steps %}
 {%- set rollout = dict(cfg.rollout, mode="automatic") %}
 {%- if step.step == "drop" %}{% do rollout.update({"drop_encryption_keys": true}) %}{% endif %}
@@ -85,11 +85,21 @@ rewrite, what is stored is under the new key:
 {%- endif %}
 {%- endfor %}
 {%- if not plan.steps %}
+{%- set last.kind, last.id = "test", "The encryption is as declared on every controller" %}
 
-The encryption is as declared on every controller:
+{{ last.id }}:
   test.succeed_without_changes:
     - name: {{ nodes | join(", ") }}
 {%- endif %}
+
+The former keys are handed out no more:
+  k8s_pki.managed:
+    - name: {{ cfg.pki.directory }}
+    - pki: {{ cfg.pki | json }}
+    - dropped: True
+    - require:
+      - sls: kubernetes_controller.orchestrate.pki
+      - {{ last.kind }}: {{ last.id }}
 {%- endif %}
 {%- endif %}
 {%- endif %}

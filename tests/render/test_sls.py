@@ -378,3 +378,9 @@ def test_keys_are_exchanged_in_steps_each_after_the_one_before(rendering, declar
     assert [state_id.partition(",")[0] for state_id in high if "rehearsal" in state_id or "rewrite" in state_id] == [
         "add", "promote", "rewrite", "drop",
     ]  # fmt: skip
+    (arguments,) = (
+        body["k8s_pki.managed"] for state_id, body in high.items() if state_id.startswith("The former keys are handed")
+    )
+    flat = {name: value for argument in arguments for name, value in argument.items()}
+    assert flat["dropped"] is True
+    assert flat["require"][1] == {"salt": "drop, the API server of controller-3"}
