@@ -195,7 +195,11 @@ def told_to_exist(one, sls):
     ("live", "silent", "says"),
     [
         ([], [], ""),
-        ([], ["controller-2"], ""),
+        (
+            [],
+            ["controller-2"],
+            "controller-2 did not answer whether kube-apiserver is live there (a new cluster needs all minions)",
+        ),
         (
             ["controller-1", "controller-3"],
             [],
@@ -209,7 +213,8 @@ def told_to_exist(one, sls):
         (
             [],
             ["controller-1", "controller-2", "controller-3"],
-            "no controller answers whether kube-apiserver is live there (controller-1, controller-2, controller-3)",
+            "controller-1, controller-2, controller-3 did not answer whether kube-apiserver is live there "
+            "(a new cluster needs all minions)",
         ),
     ],
 )
