@@ -170,6 +170,22 @@ def cross_half(pki, name, present, following):
     return _pem(builder.sign(_key(f"{present}.key"), hashes.SHA256()))
 
 
+def has_ended(path):
+    """
+    Tell whether the certificate at ``path`` has expired, so that nobody trusts it any more.
+
+    path
+        Absolute path of a certificate (PEM).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd k8s_pki.has_ended /srv/kubernetes_controller/pki/authorities/signer-ca.crt
+    """
+    return _certificate(path).not_valid_after_utc <= datetime.datetime.now(datetime.timezone.utc)
+
+
 # -- the walk: each step is (path, why, function that does it), judged when the ones before it are done ---------------
 
 
@@ -271,8 +287,10 @@ def _leaf(pki, row, force):
 
 def _chain(pki, row):
     """Return what a server shows after its own certificate while its CA is being exchanged."""
+    if "serverAuth" not in row["usage"]:
+        return ""
     path = __salt__["k8s_rotation.chain"](pki, row["authority"])
-    return _read(path) if path and "serverAuth" in row["usage"] else ""
+    return _read(path) if path else ""
 
 
 def _delivery(pki, row):
@@ -497,8 +515,11 @@ def _is_pem(path):
 
 
 def _read(path):
-    with salt.utils.files.fopen(path, encoding="utf-8") as handle:
-        return handle.read()
+    try:
+        with salt.utils.files.fopen(path, encoding="utf-8") as handle:
+            return handle.read()
+    except UnicodeDecodeError:
+        raise CommandExecutionError(f"{path}: not a text (DER?). Put PEM there.") from None
 
 
 def _key(path):

@@ -34,6 +34,11 @@ def managed(name, pki, force=False, exists="", dropped=False):
         found = act(pki, force=force, exists=exists, dropped=dropped)
     except (CommandExecutionError, OSError) as exc:
         return ret | {"result": False, "comment": str(exc)}
+    except ValueError as exc:  # what cryptography says of names, dates and addresses
+        return ret | {
+            "result": False,
+            "comment": f"{name}: not to be made as kubernetes_controller:pki declares: {exc}. Correct it.",
+        }
     stands = "".join(f" {said}" for said in __salt__["k8s_rotation.status"](name).values())
     if not found:
         return ret | {"comment": f"{name} is as declared.{stands}"}
@@ -73,6 +78,11 @@ def rotated(name, pki, authorities, step):
         changes = act(pki, authorities, step)
     except (CommandExecutionError, OSError) as exc:
         return ret | {"result": False, "comment": str(exc)}
+    except ValueError as exc:  # what cryptography says of names, dates and addresses
+        return ret | {
+            "result": False,
+            "comment": f"{name}: not to be made as kubernetes_controller:pki declares: {exc}. Correct it.",
+        }
     if not changes:
         stands = " ".join(__salt__["k8s_rotation.status"](name).get(one, "") for one in authorities).strip()
         return ret | {"comment": stands or "No rotation is under way."}

@@ -785,3 +785,17 @@ def test_what_the_operator_puts_into_a_share_for_a_row_of_his_stays_there(node, 
     node.state("k8s_pki.managed", **pki(layer))
     (tmp_path / f"pki/hosts/controller-1/{PKI}/ours.pem").write_text("-----BEGIN OURS-----")
     assert node.state("k8s_pki.managed", **pki(layer)).changes == {}
+
+
+def test_what_is_brought_in_der_and_a_name_that_no_certificate_has_are_sentences(node, testmode, pki, tmp_path):
+    layer = {"pki": {"authorities": {"front-proxy": {"managed": False}}}}
+    brought = tmp_path / "pki/brought"
+    brought.mkdir(parents=True)
+    for name in ("front-proxy-ca.crt", "front-proxy-client.crt", "front-proxy-client.key"):
+        (brought / name).write_bytes(bytes([0x30, 0x82, 0xFF]))
+    ret = node.state("k8s_pki.managed", test=testmode, **pki(layer))
+    assert (ret.result, ret.comment) == (False, f"{brought}/front-proxy-ca.crt: not a text (DER?). Put PEM there.")
+    strange = {"endpoint": {"host": "k\u00fcbe.example.com"}}
+    ret = node.state("k8s_pki.managed", **pki(strange))
+    assert ret.result is False
+    assert "not to be made as kubernetes_controller:pki declares: " in ret.comment

@@ -293,6 +293,9 @@ def test_a_step_that_is_left_out_is_refused_and_nothing_changes(master, helpers)
         ("trust", "kubernetes-ca.next.key", "kubernetes-ca.next.key is lost, while a rotation needs it"),
         ("sign", "kubernetes-ca.former.crt", "kubernetes-ca.former.crt is lost, while a rotation needs it"),
         ("sign", "kubernetes-ca.key", "kubernetes-ca.key is lost"),
+        ("sign", "kubernetes-ca.cross.crt", "kubernetes-ca.cross.crt is lost, while a rotation needs it"),
+        ("trust", "kubernetes-ca.rotation", "kubernetes-ca.rotation is lost, .* write into it `step: trust`"),
+        ("sign", "kubernetes-ca.rotation", "kubernetes-ca.rotation is lost, .* write into it `step: sign`"),
     ],
 )
 def test_what_is_lost_in_the_middle_is_an_error(master, step, lost, says):
@@ -301,6 +304,28 @@ def test_what_is_lost_in_the_middle_is_an_error(master, step, lost, says):
     with pytest.raises(CommandExecutionError, match=says):
         master.make()
     assert not (master.root / "authorities" / lost).exists()
+
+
+@pytest.mark.parametrize("name", ["signer", "kubernetes"])
+def test_an_expired_ca_is_rotated_without_its_word_for_the_next(master, new_authority, name):
+    old = new_authority("old", days=(-20, -10))
+    for kind in ("crt", "key"):
+        (master.root / f"authorities/{name}-ca.{kind}").write_text(getattr(old, kind))
+    master.advance([name], "trust")
+    assert not (master.root / f"authorities/{name}-ca.cross.crt").exists()
+    master.advance([name], "sign")
+    for step in ("sign", "drop", "end"):
+        master.advance([name], step)
+        master.make()
+    assert public(master.text(f"authorities/{name}-ca.crt")) != public(old.crt)
+    assert master.make() == {}
+
+
+def test_what_cannot_be_made_is_told_before_a_rotation_begins(master):
+    (master.root / "authorities/signer-ca.key").write_text("no key")
+    with pytest.raises(CommandExecutionError, match="signer-ca.key: not a usable private key"):
+        master.advance(["signer"], "trust")
+    assert not (master.root / "authorities/signer-ca.rotation").exists()
 
 
 def test_a_next_pair_that_is_lost_before_it_signs_is_made_once_more(master):
