@@ -374,7 +374,8 @@ def test_a_stolen_key_is_worth_nothing_when_its_ca_was_exchanged(master):
 
 def test_a_renewal_that_is_cut_off_anywhere_leaves_pairs_that_the_next_run_makes_fit(master, kill, monkeypatch):
     row = next(row for row in master.pki["certificates"] if row["path"].endswith("/scheduler.crt"))
-    pki = {**master.pki, "certificates": [row]}
+    others = [path.name for path in Path(row["path"]).parent.iterdir()]  # that this walk passes over
+    pki = {**master.pki, "certificates": [row], "by_hand": others}
     name = os.path.relpath(row["key"], master.root)
     old = Path(row["key"]).read_text()
     make = master.modules["k8s_pki.make"]
