@@ -291,7 +291,8 @@ def _authority_problems(chain, authority, now):
         return ["its CA file is not a PEM certificate"]
     current, others = chain[0], chain[1:]
     for _ in range(len(chain)):
-        signer = next((candidate for candidate in trusted if _signed(current, candidate)), None)
+        signers = [candidate for candidate in trusted if _signed(current, candidate)]
+        signer = max(signers, key=lambda one: one.not_valid_after_utc, default=None)  # of a renewed CA both may be there
         if signer and now > signer.not_valid_after_utc:
             return [f"the CA that signed it expired on {signer.not_valid_after_utc:%Y-%m-%d}"]
         if signer:

@@ -183,6 +183,7 @@ def resolve(defaults, pillar, node=None):
             "certificates": [row for minion in [*cfg["controllers"], None] for row in _certificates(cfg, minion)],
             "deliveries": [row for minion in [*cfg["controllers"], None] for row in _deliveries(cfg, minion)],
             "encryption_keys": sorted(set(_encryption_keys(cfg["encryption"]))),
+            "by_hand": _by_hand(cfg),
         }
     else:
         _components(cfg, errors)
@@ -541,6 +542,12 @@ def _deliveries(cfg, minion):
             source = _rotating(f"{pki['directory']}/shared/{reference}")
         rows.append({"minion": minion, "name": name, "target": f"{_delivered_to(cfg, minion)}/{name}", **source})
     return rows
+
+
+def _by_hand(cfg):
+    """Return the names of files that rows ``pillar:`` take from a minion's share, where the operator puts them himself."""
+    asked = [row.get("pillar", "") for key in CONTROL_PLANE for row in cfg[key]["files"].values() if isinstance(row, dict)]
+    return sorted({name for place, _, name in (str(one).partition(":") for one in asked) if place == cfg["pki"]["pillar"]})
 
 
 def _rotating(path):

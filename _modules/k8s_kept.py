@@ -157,8 +157,7 @@ def candidates(directory, name):
         salt-run salt.cmd k8s_kept.candidates /srv/kubernetes_controller/pki authorities/kubernetes-ca.key
     """
     found = listed(directory, name)
-    if not name.endswith((".crt", ".pub")):  # of those a minion may have a bundle
-        found += sorted(glob.glob(os.path.join(glob.escape(directory), "hosts/*/*", glob.escape(os.path.basename(name)))))
+    found += sorted(glob.glob(os.path.join(glob.escape(directory), "hosts/*/*", glob.escape(os.path.basename(name)))))
     return [path for path in found if _witness(directory, name) and not _misfit(directory, name, _read(path))]
 
 

@@ -28,10 +28,11 @@ USAGES = {"serverAuth": ExtendedKeyUsageOID.SERVER_AUTH, "clientAuth": ExtendedK
 END = "-----END CERTIFICATE-----\n"
 CLOCK_SKEW = datetime.timedelta(hours=1)
 ANOTHER_KEY = "the key is another"
+REMOVED = "declared no more; kept and removed"
 DIRECTORIES = ("", "authorities", "shared", "admin", "brought", "hosts")
 
 
-def differences(pki, force=False, exists=""):
+def differences(pki, force=False, exists="", dropped=False):
     """
     Return what is not as declared: a dictionary of path to reason, {} when all is in place. Nothing is written.
 
@@ -42,6 +43,9 @@ def differences(pki, force=False, exists=""):
     exists
         What shows that the cluster is there already, in words that go on after "but" (default: nothing does). Then what
         must never be made anew is not made in a directory that has nothing of a cluster (``begun``).
+    dropped
+        No controller reads with encryption keys that the pillar does not name, so they are handed out no more (default
+        False: a rotation of theirs may need them in shares until its last step).
 
     Raises CommandExecutionError when something that must never be made anew is lost.
 
@@ -51,14 +55,15 @@ def differences(pki, force=False, exists=""):
 
         salt-call --local k8s_pki.differences "$PKI"
     """
-    return {path: why for path, why, _ in _steps(pki, force, exists)}
+    return {path: why for path, why, _ in _steps(pki, force, exists, dropped)}
 
 
-def make(pki, force=False, exists=""):
+def make(pki, force=False, exists="", dropped=False):
     """
-    Make and hand out what is not as declared; each file in one rename, readable by its owner alone.
+    Make and hand out what is not as declared; each file in one rename, readable by its owner alone. What was handed out and
+    is declared no more is kept and removed.
 
-    pki, force, exists
+    pki, force, exists, dropped
         See ``differences``. Returns and raises what that does.
 
     CLI Example:
@@ -70,7 +75,7 @@ def make(pki, force=False, exists=""):
     done, pki = {}, {**pki, "stamp": __salt__["k8s_kept.now"]()}
     with __salt__["k8s_kept.locked"](pki["directory"]):
         __salt__["k8s_kept.sweep"](pki["directory"])
-        for path, why, step in _steps(pki, force, exists):
+        for path, why, step in _steps(pki, force, exists, dropped):
             step()
             done[path] = why
     return done
@@ -165,10 +170,26 @@ def cross_half(pki, name, present, following):
     return _pem(builder.sign(_key(f"{present}.key"), hashes.SHA256()))
 
 
+def has_ended(path):
+    """
+    Tell whether the certificate at ``path`` has expired, so that nobody trusts it any more.
+
+    path
+        Absolute path of a certificate (PEM).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd k8s_pki.has_ended /srv/kubernetes_controller/pki/authorities/signer-ca.crt
+    """
+    return _certificate(path).not_valid_after_utc <= datetime.datetime.now(datetime.timezone.utc)
+
+
 # -- the walk: each step is (path, why, function that does it), judged when the ones before it are done ---------------
 
 
-def _steps(pki, force, exists):
+def _steps(pki, force, exists, dropped):
     _refuse_if_lost(pki, exists)
     yield from _directories(pki)
     for name, authority in pki["authorities"].items():
@@ -180,6 +201,7 @@ def _steps(pki, force, exists):
         yield from _leaf(pki, row, force)
     for row in pki["deliveries"]:
         yield from _delivery(pki, row)
+    yield from _undeclared(pki, dropped)
 
 
 def _directories(pki):
@@ -199,9 +221,11 @@ def _authority(pki, name, authority):
     exchanged = __salt__["k8s_rotation.pending"](pki, name)
     yield from _rotation(pki, name, exchanged)
     if not os.path.exists(key_path):
-        _refuse_if_known(pki, key_path, path, f"{name}-ca.crt")
+        _refuse_if_known(pki, key_path, half=path)
         yield key_path, "missing", lambda: _write_key(key_path, pki)
     if not os.path.exists(path):
+        if path not in exchanged:
+            _refuse_if_known(pki, path)
         yield path, "missing", lambda: _write(path, _authority_certificate(authority, _key(key_path)))
     elif os.path.exists(key_path) and path not in exchanged and _public(_key(key_path)) != _public(_certificate(path)):
         raise CommandExecutionError(
@@ -222,7 +246,7 @@ def _service_account(pki):
     exchanged = __salt__["k8s_rotation.pending"](pki, "service-account")
     yield from _rotation(pki, "service-account", exchanged)
     if not os.path.exists(key_path):
-        _refuse_if_known(pki, key_path, path, "service-account.pub")
+        _refuse_if_known(pki, key_path, half=path)
         yield key_path, "missing", lambda: _write_key(key_path, pki)
     if not os.path.exists(path):
         yield path, "missing", lambda: _write(path, _public_text(_key(key_path)))
@@ -243,7 +267,7 @@ def _encryption(pki):
     for name in pki["encryption_keys"]:
         path = f"{pki['directory']}/shared/{name}"
         if not os.path.exists(path):
-            _refuse_if_known(pki, path, name)
+            _refuse_if_known(pki, path)
             yield path, "missing", lambda path=path: _write(path, base64.b64encode(secrets.token_bytes(32)).decode())
 
 
@@ -263,8 +287,10 @@ def _leaf(pki, row, force):
 
 def _chain(pki, row):
     """Return what a server shows after its own certificate while its CA is being exchanged."""
+    if "serverAuth" not in row["usage"]:
+        return ""
     path = __salt__["k8s_rotation.chain"](pki, row["authority"])
-    return _read(path) if path and "serverAuth" in row["usage"] else ""
+    return _read(path) if path else ""
 
 
 def _delivery(pki, row):
@@ -286,6 +312,23 @@ def _delivery(pki, row):
         yield row["target"], f"differs from {source}", lambda: write(row["target"], text)
 
 
+def _undeclared(pki, dropped):
+    """
+    Take what is declared no more out of the shares, all that a minion has which is no controller any more included.
+
+    Controllers have what they run with in generations of their own. A rotation of encryption keys alone hands out more than
+    the pillar names, and a share of it is what is no PEM.
+    """
+    declared = {row[part] for row in pki["certificates"] for part in ("path", "key")}
+    declared |= {row["target"] for row in pki["deliveries"]}
+    shares = {os.path.dirname(path) for path in declared}
+    for path in sorted(glob.glob(f"{glob.escape(pki['directory'])}/hosts/*/{pki['pillar']}/*")):
+        if path in declared or os.path.basename(path) in pki["by_hand"] or not os.path.isfile(path):
+            continue
+        if dropped or os.path.dirname(path) not in shares or _is_pem(path):
+            yield path, REMOVED, lambda path=path: _remove(pki, path)
+
+
 def _bundle(source, row):
     """Return the content of ``source`` and of what stands beside it during a rotation, each once."""
     texts = [_read(path) for path in (source, *row.get("beside", ())) if os.path.exists(path)]
@@ -305,16 +348,25 @@ def _refuse_if_lost(pki, exists):
         )
 
 
-def _refuse_if_known(pki, path, *witnesses):
-    """Raise when anything shows that the secret ``path`` existed: its other half, or a minion that has a share of it."""
-    found = [witness for witness in witnesses if witness.startswith("/") and os.path.exists(witness)]
-    for witness in witnesses:
-        found += glob.glob(f"{pki['directory']}/hosts/*/{pki['pillar']}/{os.path.basename(witness)}")
+def _refuse_if_known(pki, path, half=None):
+    """Raise when anything shows that ``path`` existed: its other ``half``, a minion's share of either, what is kept of them."""
+    found = [half] if half and os.path.exists(half) else []
+    for one in filter(None, (path, half)):
+        found += _copies(pki, os.path.basename(one))
     if found:
         raise CommandExecutionError(
             f"{path} is lost (but {found[0]} exists). It is never made anew for a cluster that has it: restore it from a backup"
             f"{_how_to_restore(pki, path)}."
         )
+
+
+def _copies(pki, name):
+    """Return the copies of a file of ``authorities/`` or ``shared/`` that minions have or had, and those that are kept."""
+    share, found = f"hosts/*/{pki['pillar']}", []
+    for place in (share, f"kept/*/{share}", "kept/*/authorities", "kept/*/shared"):
+        for one in dict.fromkeys((name, pki["files"].get(name, name))):
+            found += sorted(glob.glob(f"{glob.escape(pki['directory'])}/{place}/{glob.escape(one)}"))
+    return found
 
 
 def _how_to_restore(pki, path):
@@ -452,9 +504,22 @@ def _replace(pki, path, text):
     _write(path, text)
 
 
+def _remove(pki, path):
+    __salt__["k8s_kept.keep"](pki["directory"], path, stamp=pki.get("stamp"))
+    os.unlink(path)
+
+
+def _is_pem(path):
+    with salt.utils.files.fopen(path, "rb") as handle:
+        return b"-----BEGIN " in handle.read()
+
+
 def _read(path):
-    with salt.utils.files.fopen(path, encoding="utf-8") as handle:
-        return handle.read()
+    try:
+        with salt.utils.files.fopen(path, encoding="utf-8") as handle:
+            return handle.read()
+    except UnicodeDecodeError:
+        raise CommandExecutionError(f"{path}: not a text (DER?). Put PEM there.") from None
 
 
 def _key(path):

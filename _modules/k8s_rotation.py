@@ -223,8 +223,14 @@ def chain(pki, name):
 
         salt-run salt.cmd k8s_rotation.chain "$PKI" kubernetes
     """
-    cross = _files(pki["directory"], name)["cross"]
-    return cross if _step(pki["directory"], name) == "sign" and os.path.exists(cross) else None
+    if _step(pki["directory"], name) != "sign":
+        return None
+    files = _files(pki["directory"], name)
+    if os.path.exists(files["cross"]):
+        return files["cross"]
+    if __salt__["k8s_pki.has_ended"](files["former" if os.path.exists(files["former"]) else "public"]):
+        return None  # nobody trusts the former one
+    raise _lost(files["cross"])
 
 
 # -- the moves: (path, why, function that does it), judged when the ones before it are done ----------------------------
@@ -232,6 +238,12 @@ def chain(pki, name):
 
 def _moves(pki, name):
     files, step = _files(pki["directory"], name), _step(pki["directory"], name)
+    beside = [files[what] for what in ("next_key", "next_public", "former", "cross") if os.path.exists(files[what])]
+    if step is None and beside:
+        raise CommandExecutionError(
+            f"{files['mark']} is lost, while {beside[0]} of a rotation exists. Restore it from a backup, or write into it "
+            f"`step: {_guessed(files)}`, and run this again."
+        )
     if step == "trust":
         yield from _make_next(pki, name, files)
     elif step == "sign":
@@ -243,6 +255,13 @@ def _moves(pki, name):
             yield files["former"], "trusted no more", lambda: _drop(pki, files)
 
 
+def _guessed(files):
+    """Return the step at which a rotation stands by its files alone."""
+    if os.path.exists(files["next_key"]):
+        return "trust"
+    return "sign" if os.path.exists(files["next_public"]) or os.path.exists(files["former"]) else "drop"
+
+
 def _make_next(pki, name, files):
     if not os.path.exists(files["next_key"]):
         if os.path.exists(files["next_public"]):
@@ -251,7 +270,8 @@ def _make_next(pki, name, files):
     if not os.path.exists(files["next_public"]):
         yield files["next_public"], "a rotation begins", lambda: _write_public(pki, name, files)
     crossed = _keys(files["cross"])
-    if name != SERVICE_ACCOUNT and (crossed is None or crossed != _keys(files["next_public"])):
+    stale = crossed is None or crossed != _keys(files["next_public"])
+    if name != SERVICE_ACCOUNT and stale and not __salt__["k8s_pki.has_ended"](files["public"]):
         yield files["cross"], "a rotation begins", lambda: _write_cross(pki, name, files)
 
 
@@ -362,6 +382,12 @@ def _refuse(pki, name, old, step):
     for path in (files[what] for what in needed):
         if not os.path.exists(path):
             raise CommandExecutionError(f"{path} is not there, so there is nothing to rotate. Is the cluster rolled out?")
+    if step == "trust":
+        pending(pki, name)
+        __salt__["k8s_pki.public_half"](pki, name, files["key"])  # what cannot be made is told before the mark is written
+        if name != SERVICE_ACCOUNT and not __salt__["k8s_pki.has_ended"](files["public"]):
+            present = os.path.splitext(files["key"])[0]
+            __salt__["k8s_pki.cross_half"](pki, name, present, present)
 
 
 def _fault(pki, asked, until):

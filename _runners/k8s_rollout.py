@@ -94,7 +94,7 @@ def rotate_ca(authority, until=None, pillar=None, test=None):
     authority
         ``kubernetes``, ``signer``, ``etcd``, ``front-proxy``, a list of them, or ``all``.
     until
-        The last step to take now: ``trust``, ``sign`` or ``drop`` (default: to the end). Called again, it goes on from there,
+        The last step to take now: ``trust`` or ``sign`` (default: to the end). Called again, it goes on from there,
         as it does after a kill.
     pillar, test
         See ``deploy``, as for all that is printed and kept.

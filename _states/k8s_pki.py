@@ -5,9 +5,9 @@ The certificates of a cluster, on the master.
 from salt.exceptions import CommandExecutionError
 
 
-def managed(name, pki, force=False, exists=""):
+def managed(name, pki, force=False, exists="", dropped=False):
     """
-    Ensure that the CAs, keys and certificates of a cluster exist as declared, and that each minion has its share.
+    Ensure that the CAs, keys and certificates of a cluster exist as declared, and that each minion has its share, no more.
 
     name
         The directory on the master.
@@ -18,6 +18,8 @@ def managed(name, pki, force=False, exists=""):
     exists
         What shows that the cluster is there already, in words that go on after "but", for instance ``kube-apiserver is
         live on controller-1`` (default: nothing does). Then a directory without any CA or key is an error: it was lost.
+    dropped
+        Encryption keys that the pillar does not name are in use nowhere, so shares lose them (default False).
 
     .. code-block:: yaml
 
@@ -28,9 +30,15 @@ def managed(name, pki, force=False, exists=""):
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": ""}
     try:
-        found = __salt__["k8s_pki.differences" if __opts__["test"] else "k8s_pki.make"](pki, force=force, exists=exists)
+        act = __salt__["k8s_pki.differences" if __opts__["test"] else "k8s_pki.make"]
+        found = act(pki, force=force, exists=exists, dropped=dropped)
     except (CommandExecutionError, OSError) as exc:
         return ret | {"result": False, "comment": str(exc)}
+    except ValueError as exc:  # what cryptography says of names, dates and addresses
+        return ret | {
+            "result": False,
+            "comment": f"{name}: not to be made as kubernetes_controller:pki declares: {exc}. Correct it.",
+        }
     stands = "".join(f" {said}" for said in __salt__["k8s_rotation.status"](name).values())
     if not found:
         return ret | {"comment": f"{name} is as declared.{stands}"}
@@ -70,6 +78,11 @@ def rotated(name, pki, authorities, step):
         changes = act(pki, authorities, step)
     except (CommandExecutionError, OSError) as exc:
         return ret | {"result": False, "comment": str(exc)}
+    except ValueError as exc:  # what cryptography says of names, dates and addresses
+        return ret | {
+            "result": False,
+            "comment": f"{name}: not to be made as kubernetes_controller:pki declares: {exc}. Correct it.",
+        }
     if not changes:
         stands = " ".join(__salt__["k8s_rotation.status"](name).get(one, "") for one in authorities).strip()
         return ret | {"comment": stands or "No rotation is under way."}

@@ -34,7 +34,7 @@ Every controller serves before keys are exchanged:
 
 include:
   - kubernetes_controller.orchestrate.pki
-{%- set last = namespace(id=none) %}
+{%- set last = namespace(kind="salt", id=none) %}
 {%- for step in plan.steps %}
 {%- set rollout = dict(cfg.rollout, mode="automatic") %}
 {%- if step.step == "drop" %}{% do rollout.update({"drop_encryption_keys": true}) %}{% endif %}
@@ -84,10 +84,20 @@ rewrite, what is stored is under the new key:
 {%- endif %}
 {%- endfor %}
 {%- if not plan.steps %}
+{%- set last.kind, last.id = "test", "The encryption is as declared on every controller" %}
 
-The encryption is as declared on every controller:
+{{ last.id }}:
   test.succeed_without_changes:
     - name: {{ nodes | join(", ") }}
 {%- endif %}
+
+The former keys are handed out no more:
+  k8s_pki.managed:
+    - name: {{ cfg.pki.directory }}
+    - pki: {{ cfg.pki | json }}
+    - dropped: True
+    - require:
+      - sls: kubernetes_controller.orchestrate.pki
+      - {{ last.kind }}: {{ last.id }}
 {%- endif %}
 {%- endif %}

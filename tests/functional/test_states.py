@@ -729,3 +729,94 @@ def test_of_an_orchestration_inside_only_names_are_told_and_the_reasons_of_failu
     assert ret.result is result
     assert ret.changes == {"On the nodes": {"controller-1": ["What changed"], "controller-2": False}}
     assert ("controller-1: why" in ret.comment) is not result
+
+
+def declared_no_more(tmp_path, pattern):
+    return {str(path) for path in (tmp_path / "pki/hosts").glob(f"*/{PKI}/{pattern}")}
+
+
+TWO = {"controllers": {"controller-2": "10.8.0.102"}}
+
+
+@pytest.mark.parametrize(
+    ("layer", "gone"),
+    [
+        ({"pki": {"authorities": {"signer": {"enabled": False}}}}, "signer-ca.*"),
+        ({"controller_manager": {"enabled": False}}, "controller-manager*"),
+        ({"controllers": {"controller-2": None}}, "../../controller-2/*/*"),
+    ],
+)
+def test_what_is_declared_no_more_is_kept_and_leaves_the_shares(node, apply, testmode, pki, tmp_path, layer, gone):
+    node.state("k8s_pki.managed", **pki(TWO))
+    share = tmp_path / f"pki/hosts/controller-1/{PKI}"
+    files = {path.resolve() for path in share.glob(gone)} | {path for path in (tmp_path / "pki/hosts").glob(f"*/{PKI}/{gone}")}
+    files = {path.resolve(): path.read_text() for path in files if path.is_file()}
+    assert len(files) >= 2
+    ret = apply(testmode, node, "k8s_pki.managed", **pki(TWO, layer))
+    removed = {path for path, change in ret.changes.items() if change["old"] == "declared no more; kept and removed"}
+    assert {str(path) for path in files} <= removed
+    for path, text in files.items():
+        assert path.exists() is testmode
+        kept = node.modules["k8s_kept.listed"](str(tmp_path / "pki"), str(path.relative_to(tmp_path / "pki")))
+        assert [Path(one).read_text() for one in kept] == ([] if testmode else [text])
+    assert declared_no_more(tmp_path, "kubernetes-ca.crt")
+
+
+def test_an_etcd_that_is_managed_no_more_leaves_no_pairs_in_the_shares(node, apply, testmode, pki, tmp_path):
+    node.state("k8s_pki.managed", **pki())
+    brought = tmp_path / "pki/brought"
+    for name in ("etcd-ca.crt", "apiserver-etcd-client.crt", "apiserver-etcd-client.key"):
+        (brought / name).write_text("brought")
+    before = declared_no_more(tmp_path, "etcd-*.key")
+    assert len(before) == 2
+    layer = {"etcd": {"managed": False, "servers": ["https://10.8.0.9:2379"]}}
+    ret = apply(testmode, node, "k8s_pki.managed", **pki(layer))
+    assert before < set(ret.changes)
+    assert declared_no_more(tmp_path, "etcd-*.key") == (before if testmode else set())
+    assert (brought / "etcd-ca.crt").exists()
+
+
+NEW_KEY = {"encryption": [{"resources": ["secrets"], "providers": [{"secretbox": {"keys": ["key2"]}}, {"identity": {}}]}]}
+
+
+def test_a_former_encryption_key_stays_in_the_shares_until_nobody_reads_with_it(node, apply, testmode, pki, tmp_path):
+    node.state("k8s_pki.managed", **pki())
+    former = tmp_path / f"pki/hosts/controller-1/{PKI}/encryption-key1"
+    node.state("k8s_pki.managed", **pki(NEW_KEY))
+    assert former.exists()
+    ret = apply(testmode, node, "k8s_pki.managed", dropped=True, **pki(NEW_KEY))
+    assert set(ret.changes) == {str(former)}
+    assert former.exists() is testmode
+    assert (tmp_path / "pki/shared/encryption-key1").exists()
+
+
+def test_a_ca_whose_share_went_is_still_known_to_have_existed(node, pki, tmp_path):
+    node.state("k8s_pki.managed", **pki())
+    node.state("k8s_pki.managed", **pki({"pki": {"authorities": {"signer": {"enabled": False}}}}))
+    for kind in ("crt", "key"):
+        (tmp_path / f"pki/authorities/signer-ca.{kind}").unlink()
+    ret = node.state("k8s_pki.managed", **pki())
+    assert ret.result is False
+    assert "signer-ca.key is lost (but " in ret.comment
+    assert f"/hosts/controller-1/{PKI}/signer-ca.key exists" in ret.comment
+
+
+def test_what_the_operator_puts_into_a_share_for_a_row_of_his_stays_there(node, pki, tmp_path):
+    layer = {"apiserver": {"files": {"ours.pem": {"pillar": f"{PKI}:ours.pem"}}}}
+    node.state("k8s_pki.managed", **pki(layer))
+    (tmp_path / f"pki/hosts/controller-1/{PKI}/ours.pem").write_text("-----BEGIN OURS-----")
+    assert node.state("k8s_pki.managed", **pki(layer)).changes == {}
+
+
+def test_what_is_brought_in_der_and_a_name_that_no_certificate_has_are_sentences(node, testmode, pki, tmp_path):
+    layer = {"pki": {"authorities": {"front-proxy": {"managed": False}}}}
+    brought = tmp_path / "pki/brought"
+    brought.mkdir(parents=True)
+    for name in ("front-proxy-ca.crt", "front-proxy-client.crt", "front-proxy-client.key"):
+        (brought / name).write_bytes(bytes([0x30, 0x82, 0xFF]))
+    ret = node.state("k8s_pki.managed", test=testmode, **pki(layer))
+    assert (ret.result, ret.comment) == (False, f"{brought}/front-proxy-ca.crt: not a text (DER?). Put PEM there.")
+    strange = {"endpoint": {"host": "k\u00fcbe.example.com"}}
+    ret = node.state("k8s_pki.managed", **pki(strange))
+    assert ret.result is False
+    assert "not to be made as kubernetes_controller:pki declares: " in ret.comment

@@ -238,7 +238,11 @@ def told_to_exist(one, sls):
     ("live", "silent", "says"),
     [
         ([], [], ""),
-        ([], ["controller-2"], ""),
+        (
+            [],
+            ["controller-2"],
+            "controller-2 did not answer whether kube-apiserver is live there (a new cluster needs all minions)",
+        ),
         (
             ["controller-1", "controller-3"],
             [],
@@ -252,7 +256,8 @@ def told_to_exist(one, sls):
         (
             [],
             ["controller-1", "controller-2", "controller-3"],
-            "no controller answers whether kube-apiserver is live there (controller-1, controller-2, controller-3)",
+            "controller-1, controller-2, controller-3 did not answer whether kube-apiserver is live there "
+            "(a new cluster needs all minions)",
         ),
     ],
 )
@@ -426,3 +431,9 @@ def test_keys_are_exchanged_in_steps_each_after_the_one_before(rendering, declar
     assert [state_id.partition(",")[0] for state_id in high if "rehearsal" in state_id or "rewrite" in state_id] == [
         "add", "promote", "rewrite", "drop",
     ]  # fmt: skip
+    (arguments,) = (
+        body["k8s_pki.managed"] for state_id, body in high.items() if state_id.startswith("The former keys are handed")
+    )
+    flat = {name: value for argument in arguments for name, value in argument.items()}
+    assert flat["dropped"] is True
+    assert flat["require"][1] == {"salt": "drop, the API server of controller-3"}

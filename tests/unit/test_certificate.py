@@ -125,3 +125,15 @@ def test_the_end_of_every_certificate_in_a_directory_is_told(modules, made, tmp_
     assert found["kubeconfig"] == found["tls.crt"]
     assert found["bundle.crt"].startswith("-")
     assert list(modules["k8s_certificate.ends"](str(tmp_path), within_days=30)) == ["bundle.crt"]
+
+
+def test_of_an_expired_and_a_renewed_ca_with_one_key_the_valid_one_counts(modules, new_authority, monkeypatch):
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    monkeypatch.setattr(ec, "generate_private_key", lambda curve: key)
+    expired, renewed = new_authority("ca", days=(-20, -10)), new_authority("ca")
+    leaf = renewed.issue("leaf").crt
+    assert modules["k8s_certificate.problems"](leaf, authority=expired.crt + renewed.crt) == []
+    (said,) = modules["k8s_certificate.problems"](leaf, authority=expired.crt)
+    assert said.startswith("the CA that signed it expired on ")

@@ -293,6 +293,9 @@ def test_a_step_that_is_left_out_is_refused_and_nothing_changes(master, helpers)
         ("trust", "kubernetes-ca.next.key", "kubernetes-ca.next.key is lost, while a rotation needs it"),
         ("sign", "kubernetes-ca.former.crt", "kubernetes-ca.former.crt is lost, while a rotation needs it"),
         ("sign", "kubernetes-ca.key", "kubernetes-ca.key is lost"),
+        ("sign", "kubernetes-ca.cross.crt", "kubernetes-ca.cross.crt is lost, while a rotation needs it"),
+        ("trust", "kubernetes-ca.rotation", "kubernetes-ca.rotation is lost, .* write into it `step: trust`"),
+        ("sign", "kubernetes-ca.rotation", "kubernetes-ca.rotation is lost, .* write into it `step: sign`"),
     ],
 )
 def test_what_is_lost_in_the_middle_is_an_error(master, step, lost, says):
@@ -301,6 +304,28 @@ def test_what_is_lost_in_the_middle_is_an_error(master, step, lost, says):
     with pytest.raises(CommandExecutionError, match=says):
         master.make()
     assert not (master.root / "authorities" / lost).exists()
+
+
+@pytest.mark.parametrize("name", ["signer", "kubernetes"])
+def test_an_expired_ca_is_rotated_without_its_word_for_the_next(master, new_authority, name):
+    old = new_authority("old", days=(-20, -10))
+    for kind in ("crt", "key"):
+        (master.root / f"authorities/{name}-ca.{kind}").write_text(getattr(old, kind))
+    master.advance([name], "trust")
+    assert not (master.root / f"authorities/{name}-ca.cross.crt").exists()
+    master.advance([name], "sign")
+    for step in ("sign", "drop", "end"):
+        master.advance([name], step)
+        master.make()
+    assert public(master.text(f"authorities/{name}-ca.crt")) != public(old.crt)
+    assert master.make() == {}
+
+
+def test_what_cannot_be_made_is_told_before_a_rotation_begins(master):
+    (master.root / "authorities/signer-ca.key").write_text("no key")
+    with pytest.raises(CommandExecutionError, match="signer-ca.key: not a usable private key"):
+        master.advance(["signer"], "trust")
+    assert not (master.root / "authorities/signer-ca.rotation").exists()
 
 
 def test_a_next_pair_that_is_lost_before_it_signs_is_made_once_more(master):
@@ -349,7 +374,8 @@ def test_a_stolen_key_is_worth_nothing_when_its_ca_was_exchanged(master):
 
 def test_a_renewal_that_is_cut_off_anywhere_leaves_pairs_that_the_next_run_makes_fit(master, kill, monkeypatch):
     row = next(row for row in master.pki["certificates"] if row["path"].endswith("/scheduler.crt"))
-    pki = {**master.pki, "certificates": [row]}
+    others = [path.name for path in Path(row["path"]).parent.iterdir()]  # that this walk passes over
+    pki = {**master.pki, "certificates": [row], "by_hand": others}
     name = os.path.relpath(row["key"], master.root)
     old = Path(row["key"]).read_text()
     make = master.modules["k8s_pki.make"]
@@ -426,6 +452,56 @@ def test_what_a_minion_has_a_share_of_is_restored_without_a_backup(master, name)
     master.modules["k8s_kept.restore"](str(master.root), str(place.relative_to(master.root)))
     assert place.read_text() == text
     assert master.make() == {}
+
+
+@pytest.mark.parametrize("name", CAS)
+def test_a_lost_certificate_of_a_ca_is_never_signed_anew_and_comes_back_from_a_share(master, name):
+    path = master.root / f"authorities/{name}-ca.crt"
+    text = path.read_text()
+    path.unlink()
+    share = f"{master.root}/hosts/controller-1/{PKI}/{name}-ca.crt"
+    for judge in (master.make, lambda: master.modules["k8s_pki.differences"](master.pki)):
+        with pytest.raises(CommandExecutionError, match=f"{name}-ca.crt is lost .but {share} exists.* from {share}"):
+            judge()
+    assert not path.exists()
+    master.modules["k8s_kept.restore"](str(master.root), f"authorities/{name}-ca.crt")
+    assert path.read_text() == text
+    assert master.make() == {}
+
+
+def test_a_bundle_of_a_rotation_is_no_source_for_a_lost_certificate(master):
+    list(master.run(["kubernetes"], until="trust"))
+    (master.root / "authorities/kubernetes-ca.crt").unlink()
+    with pytest.raises(CommandExecutionError, match="kubernetes-ca.crt FILE`"):
+        master.make()
+
+
+def test_a_first_run_cut_off_between_a_cas_key_and_its_certificate_goes_on(modules, resolve, tmp_path, kill, monkeypatch):
+    pki = resolve(ONE, {"pki": {"directory": str(tmp_path / "pki")}}, node=None)["pki"]
+    kill(2)
+    with pytest.raises(Killed):
+        modules["k8s_pki.make"](pki)
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "pki/authorities").glob("k*")] == ["kubernetes-ca.key"]
+    modules["k8s_pki.make"](pki)
+    assert modules["k8s_pki.differences"](pki) == {}
+
+
+@pytest.mark.parametrize("name", ["authorities/signer-ca.key", "authorities/etcd-ca.crt", "shared/encryption-key1"])
+@pytest.mark.parametrize("place", ["hosts", "kept/20260101T000000Z/hosts"])
+def test_a_share_shows_what_is_lost_under_the_name_that_the_pillar_gives_it_and_when_it_is_only_kept(
+    modules, resolve, tmp_path, name, place
+):
+    file = name.rpartition("/")[2]
+    layer = {"pki": {"directory": str(tmp_path / "pki"), "files": {file: f"our-{file}"}}}
+    pki = resolve(ONE, layer, node=None)["pki"]
+    modules["k8s_pki.make"](pki)
+    for lost in (tmp_path / "pki").glob(f"{name.rpartition('.')[0]}.*" if "." in name else name):
+        lost.unlink()
+    (tmp_path / "pki" / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "pki/hosts").rename(tmp_path / "pki" / place)
+    with pytest.raises(CommandExecutionError, match=f"{place}/controller-1/{PKI}/our-.* exists"):
+        modules["k8s_pki.make"](pki)
 
 
 def test_without_anything_that_fits_restore_says_so(master):
