@@ -90,7 +90,7 @@ def _exchange(component, changes, generation):
         since = _promote(component, generation)
         _take_up(component, changes, since)
         return _gate(component, changes, since)
-    except (CommandExecutionError, OSError) as exc:
+    except Exception as exc:  # noqa: BLE001 (whatever it is, what did not pass its gate must not stay)
         if __salt__["k8s_generation.links"](component["home"])["live"] != generation:
             raise  # as before, and so is what runs
         return {"ok": False, "said": str(exc), "seconds": 0, "away_s": 0, "blameless": True}

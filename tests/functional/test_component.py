@@ -553,6 +553,18 @@ def test_a_failed_gate_after_a_reload_is_a_reload_of_the_good_generation(apiserv
     assert apiserver.systemd.pid == pid
 
 
+def test_a_gate_that_breaks_is_no_pass_and_no_reason_to_stay(apiserver):
+    apiserver.run()
+    good, changed = apiserver.links()["good"], apiserver.rows({"apiserver": {"settings": {"v": 4}}})["kube-apiserver"]
+    answer = {"ok": True, "said": "fine", "seconds": 1.0, "away_s": 0.0}
+    apiserver.minion.fake("k8s_health.wait", side_effect=[TypeError("no number"), answer])
+    ret = apiserver.run(changed)
+    assert ret.result is False
+    assert "no number" in ret.comment
+    assert f"Generation {good} is back" in ret.comment
+    assert apiserver.links() == {"live": good, "good": good}
+
+
 def test_a_foreign_process_is_an_error_and_not_touched_until_it_is_adopted(scheduler, testmode, helpers):
     scheduler.systemd.stranger = "kube-scheduler: port 10259 is held by process 7, but not from this formula."
     ret = scheduler.try_(testmode, again=False)
