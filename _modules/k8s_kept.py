@@ -19,6 +19,7 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 KEPT = "kept"
 SCRATCH = ".new-"
+EXACTLY = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # what is no text, too, is kept byte by byte
 RESTORABLE = re.compile(r"(authorities|shared)/[A-Za-z0-9][\w.-]*")
 
 
@@ -38,7 +39,7 @@ def write(path, text):
         salt-run salt.cmd k8s_kept.write /srv/kubernetes_controller/pki/brought/NAME "$(cat certificate)"
     """
     handle, scratch = tempfile.mkstemp(prefix=SCRATCH, dir=os.path.dirname(path))
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
+    with os.fdopen(handle, "w", **EXACTLY) as file:
         file.write(text)
         file.flush()
         os.fsync(handle)
@@ -261,7 +262,7 @@ def _make_directories(directory, path):
 
 def _read(path):
     try:
-        with salt.utils.files.fopen(path, encoding="utf-8") as handle:
+        with salt.utils.files.fopen(path, **EXACTLY) as handle:
             return handle.read()
     except OSError as exc:
         raise CommandExecutionError(f"{path}: {exc.strerror}") from exc

@@ -42,10 +42,12 @@ def managed(name, pki, force=False, exists="", dropped=False):
     stands = "".join(f" {said}" for said in __salt__["k8s_rotation.status"](name).values())
     if not found:
         return ret | {"comment": f"{name} is as declared.{stands}"}
-    changes = {path: {"old": why, "new": "as declared"} for path, why in found.items()}
-    verb = "would be made" if __opts__["test"] else "were made"
-    said = f"{len(found)} files {verb}.{stands}"
-    return ret | {"result": None if __opts__["test"] else True, "changes": changes, "comment": said}
+    gone = [path for path, why in found.items() if why.endswith("removed")]
+    changes = {path: {"old": why, "new": "removed" if path in gone else "as declared"} for path, why in found.items()}
+    verb = "would be" if __opts__["test"] else "were"
+    counts = ((len(found) - len(gone), "made"), (len(gone), "removed"))
+    said = ", ".join(f"{count} files {verb} {done}" for count, done in counts if count)
+    return ret | {"result": None if __opts__["test"] else True, "changes": changes, "comment": f"{said}.{stands}"}
 
 
 def rotated(name, pki, authorities, step):

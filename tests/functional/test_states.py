@@ -785,7 +785,8 @@ def test_a_former_encryption_key_stays_in_the_shares_until_nobody_reads_with_it(
     node.state("k8s_pki.managed", **pki(NEW_KEY))
     assert former.exists()
     ret = apply(testmode, node, "k8s_pki.managed", dropped=True, **pki(NEW_KEY))
-    assert set(ret.changes) == {str(former)}
+    assert ret.changes == {str(former): {"old": "declared no more; kept and removed", "new": "removed"}}
+    assert ret.comment == f"1 files {'would be' if testmode else 'were'} removed."
     assert former.exists() is testmode
     assert (tmp_path / "pki/shared/encryption-key1").exists()
 
@@ -799,6 +800,15 @@ def test_a_ca_whose_share_went_is_still_known_to_have_existed(node, pki, tmp_pat
     assert ret.result is False
     assert "signer-ca.key is lost (but " in ret.comment
     assert f"/hosts/controller-1/{PKI}/signer-ca.key exists" in ret.comment
+
+
+def test_what_is_no_text_is_kept_byte_by_byte(node, pki, tmp_path):
+    node.state("k8s_pki.managed", **pki(TWO))
+    blob, odd = tmp_path / f"pki/hosts/controller-2/{PKI}/blob", b"\xff\xfe\x00\r\n"
+    blob.write_bytes(odd)
+    assert node.state("k8s_pki.managed", **pki(TWO, {"controllers": {"controller-2": None}})).result is True
+    (kept,) = node.modules["k8s_kept.listed"](str(tmp_path / "pki"), f"hosts/controller-2/{PKI}/blob")
+    assert (Path(kept).read_bytes(), blob.exists()) == (odd, False)
 
 
 def test_what_the_operator_puts_into_a_share_for_a_row_of_his_stays_there(node, pki, tmp_path):
