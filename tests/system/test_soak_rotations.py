@@ -2,7 +2,7 @@
 Every rotation, in which the minion, the master and a node are killed at random moments, ends in the rotated state.
 
 A round takes some minutes, and its choices come from its seed; KC_ROUNDS of them run with KC_SOAK (``tests/soak/rotations``).
-In CI the master is killed in ``test_rotate_ca``, and a minion in ``test_rotate_encryption``.
+In CI the command is killed in ``test_rotate_ca``, and a minion in ``test_rotate_encryption``.
 """
 
 import base64
