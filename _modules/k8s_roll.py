@@ -2,6 +2,8 @@
 Decide, on the master, in which order a rollout goes over the controllers.
 """
 
+import re
+
 from salt.exceptions import CommandExecutionError
 
 ANSWER_S = 20  # Salt's own 5 s are too few for nodes that are busy
@@ -24,7 +26,8 @@ def plan(cfg, scheduled=False, test=False):
     - ``serving``: whether an API server may run somewhere; if so, the controllers are rolled one after another
     - ``installed``: whether anything of the formula is live somewhere; if so, all rehearse before any moves
     - ``phases``: a list of ``[names of SLS, minion ids in their order]``. What does not serve comes first, since the
-      others wait for it, and etcd's leader goes last
+      others wait for it, and etcd's leader goes last. API servers come before what asks them, and after it on the way
+      back over a minor release (https://kubernetes.io/releases/version-skew-policy/: nothing is newer than its API server)
     - ``unsynced``: minions without this version's modules (only in a test run)
     - ``mode``: the ``rollout:mode`` of this run
 
@@ -41,12 +44,15 @@ def plan(cfg, scheduled=False, test=False):
     serving = len(idle) < len(nodes)
     installed = serving or True in _ask(nodes, "file.is_link", f"{cfg['conf_dir']}/live").values()
     leads = _ask(nodes, "k8s_etcdctl.leads") if serving and cfg["etcd"]["managed"] else {}
+    lives = _ask(nodes, "k8s_generation.release", cfg["conf_dir"]) if serving else {}
+    back = any(_minor(live) > _minor(cfg["release"]) for live in lives.values())
+    phases = sorted(cfg["phases"], key=lambda phase: (phase != ["etcd"], "apiserver" in phase)) if back else cfg["phases"]
     order = sorted(nodes, key=lambda node: node not in idle)
     last = sorted(order, key=lambda node: leads.get(node) is True)
     return {
         "serving": serving,
         "installed": installed,
-        "phases": [[phase, last if phase == ["etcd"] else order] for phase in cfg["phases"]],
+        "phases": [[phase, last if phase == ["etcd"] else order] for phase in phases],
         "unsynced": _unsynced(nodes) if test else [],
         "mode": cfg["rollout"]["mode"] if scheduled and not _due(cfg["pki"]) else "automatic",
     }
@@ -56,6 +62,12 @@ def _ask(nodes, function, *arguments):
     """Return what each node answers, None where there is no answer."""
     answers = __salt__["saltutil.cmd"](nodes, function, tgt_type="list", arg=list(arguments), timeout=ANSWER_S)
     return {node: (answers.get(node) or {}).get("ret") for node in nodes}
+
+
+def _minor(release):
+    """Return what a release is compared by; of what is none, what is below all."""
+    found = re.match(r"(\d+)\.(\d+)\.", str(release))
+    return [int(number) for number in found.groups()] if found else []
 
 
 def _unsynced(nodes):

@@ -40,7 +40,7 @@ def rendering(new_minion, _kept, declared, helpers):
     """Return a function: a minion (or the master) with this pillar, whose interface has its address."""
     used = []
 
-    def made(layer=None, name="controller-1", pillar=None, serving=(), stale=(), silent=(), live=(), leads=(), **kw):
+    def made(layer=None, name="controller-1", pillar=None, serving=(), stale=(), silent=(), live=(), leads=(), runs=None, **kw):
         key = (name, *sorted(kw.items()))
         if key not in _kept:
             _kept[key] = new_minion(name=name, **kw)
@@ -55,6 +55,7 @@ def rendering(new_minion, _kept, declared, helpers):
         told = {
             "service.status": lambda node: NO_ANSWER if node in silent else node in serving,
             "file.is_link": lambda node: NO_ANSWER if node in silent else node in live,
+            "k8s_generation.release": lambda node: runs,
             "k8s_etcdctl.leads": lambda node: node in leads,
             "k8s_encryption.live": lambda node: LIVE if node in serving else NO_ANSWER,
             "k8s_config.load": lambda node: {"stale": True, "errors": []} if node in stale else {"release": "1.37.2"},
@@ -200,6 +201,14 @@ def test_what_does_not_serve_is_repaired_first_and_the_leader_of_etcd_goes_last(
     assert order_of(one, "apiserver") == [["controller-3"], ["controller-1"], ["controller-2"]]
     one = rendering({"etcd": {"managed": True}}, master=True, serving=NODES)
     assert order_of(one, "etcd") == order_of(one, "apiserver") == [[node] for node in NODES]
+
+
+@pytest.mark.parametrize(("runs", "first"), [("1.38.0", "controller_manager"), ("1.37.3", "apiserver"), ("1.36.3", "apiserver")])
+def test_api_servers_go_first_but_last_on_the_way_back_over_a_minor_release(rendering, runs, first):
+    chunks, errors = rendering(master=True, serving=NODES, runs=runs).low(ORCHESTRATE[0])
+    assert errors == []
+    names = [chunk["__id__"].split(", ")[0].split(" of ")[0] for chunk in chunks if " of controller-" in chunk["__id__"]]
+    assert list(dict.fromkeys(names)) == ["etcd", *sorted(["apiserver", "controller_manager"], key=lambda name: name != first)]
 
 
 def test_where_the_cluster_is_down_all_rehearse_before_all_are_repaired_at_once(rendering):
