@@ -287,6 +287,8 @@ def _faults(cfg, node):
         for key, value in cfg["rollout"][section].items():
             if key.endswith("_s") and value < 0:
                 faults.append(f"{PILLAR}:rollout:{section}:{key}: {value}, expected 0 or more seconds.")
+    if cfg["rollout"]["gate"]["consecutive"] < 1:
+        faults.append(f"{PILLAR}:rollout:gate:consecutive: {cfg['rollout']['gate']['consecutive']}, expected 1 or more answers.")
     for path, allowed in CHOICES.items():
         section, _, key = path.rpartition(":")
         value = salt.utils.data.traverse_dict(cfg, section)[key]

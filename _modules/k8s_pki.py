@@ -457,7 +457,9 @@ def _leaf_fault(pki, row):
     if set(_extension(certificate, x509.ExtendedKeyUsage)) != {USAGES[usage] for usage in row["usage"]}:
         return "usage differs"
     left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.timezone.utc)
-    if left < datetime.timedelta(days=pki["days_remaining"]) and certificate.not_valid_after_utc < authority.not_valid_after_utc:
+    # One that is declared for a short time is not due from its first day on.
+    due = datetime.timedelta(days=min(pki["days_remaining"], row["days_valid"] / 3))
+    if left < due and certificate.not_valid_after_utc < authority.not_valid_after_utc:
         return f"{left.days} days left"
     return None
 

@@ -460,6 +460,15 @@ def test_only_fields_that_are_declared_are_compared(node, apply, testmode, api):
     assert ret.result is expected(testmode)
 
 
+def test_what_the_api_server_completes_in_a_list_is_no_difference(node, api):
+    node.state("k8s_object.applied", "reader", api={}, document=ROLE)
+    (path,) = api.objects
+    api.objects[path]["rules"] = [{"verbs": ["get"], "apiGroups": [""]}]
+    assert node.state("k8s_object.applied", "reader", api={}, document=ROLE).changes == {}
+    api.objects[path]["rules"] += [{"verbs": ["list"]}]
+    assert node.state("k8s_object.applied", "reader", api={}, document=ROLE).changes
+
+
 @pytest.mark.parametrize(
     ("refuse", "document", "says"),
     [
@@ -508,7 +517,7 @@ def test_all_certificates_are_made_once_and_fit(node, apply, testmode, pki, reso
     ("layer", "reason"),
     [
         ({"endpoint": {"host": "k8s.example.com"}}, "names and addresses differ"),
-        ({"pki": {"days_remaining": 400}}, " days left"),
+        ({"pki": {"days_remaining": 400, "days_valid": 3000}}, " days left"),
         ({"pki": {"certificates": {"apiserver": {"common_name": "other"}}}}, "subject was CN=kube-apiserver"),
         ({"pki": {"certificates": {"apiserver": {"usage": ["serverAuth", "clientAuth"]}}}}, "usage differs"),
     ],
@@ -800,6 +809,13 @@ def test_a_ca_whose_share_went_is_still_known_to_have_existed(node, pki, tmp_pat
     assert ret.result is False
     assert "signer-ca.key is lost (but " in ret.comment
     assert f"/hosts/controller-1/{PKI}/signer-ca.key exists" in ret.comment
+
+
+@pytest.mark.parametrize("days", [1, 30, 90])
+def test_a_certificate_for_a_short_time_is_not_due_from_its_first_day_on(node, pki, tmp_path, days):
+    short = pki({"pki": {"days_valid": days}})
+    assert node.state("k8s_pki.managed", **short).result is True
+    assert node.state("k8s_pki.managed", **short).changes == {}
 
 
 def test_what_is_no_text_is_kept_byte_by_byte(node, pki, tmp_path):
