@@ -141,13 +141,15 @@ def leads():
 
         salt 'controller-*' k8s_etcdctl.leads
     """
-    rows = [row for row in __salt__["k8s_config.load"]().get("components", []) if row["name"] == "etcd"]
+    row = __salt__["k8s_config.load"]().get("components", {}).get("etcd")
+    if not row:
+        return False
     try:
-        access = environment(rows[0])
+        access = environment(row)
         own = {"ETCDCTL_ENDPOINTS": access["ETCDCTL_ENDPOINTS"].split(",")[0]}
-        (said,) = json.loads(_run(rows[0], ["endpoint", "status", "--write-out=json"], access | own))
+        (said,) = json.loads(_run(row, ["endpoint", "status", "--write-out=json"], access | own))
         return said["Status"]["leader"] == said["Status"]["header"]["member_id"]
-    except (IndexError, KeyError, ValueError, CommandExecutionError):
+    except (KeyError, ValueError, CommandExecutionError):
         return False
 
 

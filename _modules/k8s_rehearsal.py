@@ -166,14 +166,16 @@ def _data(components, asked, place):
     """Return the path of a copy of the real data, or None for none. A cluster that is down has none to give."""
     if asked["data"] == "empty":
         return None
-    sources = _sources(components)
-    try:
-        return __salt__["k8s_snapshot.save"](sources[0], f"{place}/snapshot.db", asked["max_mib"]) if sources else None
-    except CommandExecutionError as exc:
-        if _data_serves(components):
-            once = __salt__["k8s_skew.override"]({"rehearsal": {"data": "empty"}})
-            raise CommandExecutionError(f"{str(exc).rstrip('.')}. {once}") from exc
-        return None  # nothing serves here: a cluster that is down can always be repaired
+    reasons = []
+    for row in _sources(components):  # where the API server's identity has ended, a member's own may serve
+        try:
+            return __salt__["k8s_snapshot.save"](row, f"{place}/snapshot.db", asked["max_mib"])
+        except CommandExecutionError as exc:
+            reasons.append(str(exc))
+    if reasons and _data_serves(components):
+        once = __salt__["k8s_skew.override"]({"rehearsal": {"data": "empty"}})
+        raise CommandExecutionError(f"{reasons[0].rstrip('.')}. {once}")
+    return None  # nothing serves here: a cluster that is down can always be repaired
 
 
 def _sources(components):
@@ -312,7 +314,7 @@ def _still_holds(components, stamp):
 
     Each that took part must be live, or else declared, without a failed gate, while nothing became live in its place since:
     that would have written to the data, and the others would meet it. A pass on empty data counts where the pillar asks
-    for no other, and as long as there is no other.
+    for no other, while the API server does not serve (what is down is to be repaired), and once it is live and serves them.
     """
     if not stamp["cast"] or not all(
         name in components and _is_as_then(components[name], generation, stamp["live"].get(name))
@@ -320,7 +322,11 @@ def _still_holds(components, stamp):
     ):
         return False
     asked = next(iter(components.values()))["rehearsal"]["data"]
-    return stamp.get("data") == "snapshot" or asked == "empty" or not _data_serves(components)
+    if stamp.get("data") == "snapshot" or asked == "empty":
+        return True
+    if API not in components:
+        return not _data_serves(components)
+    return stamp["cast"].get(API) == _live(components[API]) or not __salt__["k8s_health.serves"](components[API])
 
 
 def _is_as_then(row, generation, before):

@@ -27,7 +27,8 @@ def plan(cfg, scheduled=False, test=False):
     - ``installed``: whether anything of the formula is live somewhere; if so, all rehearse before any moves
     - ``phases``: a list of ``[names of SLS, minion ids in their order]``. What does not serve comes first, since the
       others wait for it, and etcd's leader goes last. API servers come before what asks them, and after it on the way
-      back over a minor release (https://kubernetes.io/releases/version-skew-policy/: nothing is newer than its API server)
+      back over a minor release (https://kubernetes.io/releases/version-skew-policy/: nothing is newer than its API server),
+      unless one does not run, which is then to be repaired before anything can pass its gate beside it
     - ``unsynced``: minions without this version's modules (only in a test run)
     - ``mode``: the ``rollout:mode`` of this run
 
@@ -45,7 +46,7 @@ def plan(cfg, scheduled=False, test=False):
     installed = serving or True in _ask(nodes, "file.is_link", f"{cfg['conf_dir']}/live").values()
     leads = _ask(nodes, "k8s_etcdctl.leads") if serving and cfg["etcd"]["managed"] else {}
     lives = _ask(nodes, "k8s_generation.release", cfg["conf_dir"]) if serving else {}
-    back = any(_minor(live) > _minor(cfg["release"]) for live in lives.values())
+    back = not idle and any(_minor(live) > _minor(cfg["release"]) for live in lives.values())
     phases = sorted(cfg["phases"], key=lambda phase: (phase != ["etcd"], "apiserver" in phase)) if back else cfg["phases"]
     order = sorted(nodes, key=lambda node: node not in idle)
     last = sorted(order, key=lambda node: leads.get(node) is True)
@@ -54,7 +55,7 @@ def plan(cfg, scheduled=False, test=False):
         "installed": installed,
         "phases": [[phase, last if phase == ["etcd"] else order] for phase in phases],
         "unsynced": _unsynced(nodes) if test else [],
-        "mode": cfg["rollout"]["mode"] if scheduled and not _due(cfg["pki"]) else "automatic",
+        "mode": cfg["rollout"]["mode"] if scheduled and not _due(nodes, cfg["pki"]) else "automatic",
     }
 
 
@@ -75,9 +76,16 @@ def _unsynced(nodes):
     return sorted(node for node in nodes if not isinstance(said[node], dict) or "stale" in said[node])
 
 
-def _due(pki):
-    """Return whether anything of the master's files is to be made; what is lost is told by the state that makes them."""
+def _due(nodes, pki):
+    """Return whether leaf certificates are to be made, or were made and did not reach a node before their time."""
     try:
-        return bool(__salt__["k8s_pki.differences"](pki))
-    except CommandExecutionError:
-        return False
+        found = __salt__["k8s_pki.differences"](pki)
+    except (CommandExecutionError, ValueError):
+        return False  # told by the state that makes them
+    leaves = {row[part] for row in pki["certificates"] for part in ("path", "key")}
+    if leaves & set(found):
+        return True
+    soon = min([pki["days_remaining"], *(row["days_valid"] / 3 for row in pki["certificates"])])
+    ending = _ask(nodes, "k8s_certificate.expiry", soon) if leaves else {}
+    ending = [said for said in ending.values() if isinstance(said, dict)]
+    return any(not file.endswith("ca.crt") for said in ending for files in said.values() for file in files)

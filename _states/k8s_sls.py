@@ -2,6 +2,8 @@
 Apply an SLS from within a run, so that it renders with modules that this very run brought to the node.
 """
 
+HANDED_ON = ("kubernetes_controller", "scheduled", "force", "authority", "until")
+
 
 def applied(name, mods=None):
     """
@@ -22,7 +24,7 @@ def applied(name, mods=None):
             - name: kubernetes_controller
     """
     mods = mods or [name]
-    pillar = {key: value for key, value in __pillar__.items() if key == "kubernetes_controller"}
+    pillar = {key: value for key, value in __pillar__.items() if key in HANDED_ON}
     pillar["kubernetes_controller_synced"] = True  # a second round would be endless
     within = {"orchestration_jid": _orchestration(), "__pub_jid": _orchestration()} if _orchestration() else {}
     answer = __salt__["state.sls"](mods, concurrent=True, test=__opts__["test"], pillar=pillar, **within)

@@ -114,6 +114,17 @@ def test_a_pass_on_a_copy_of_the_data_is_remembered_as_one(node, stage, live, de
     assert stamp["data"] == "snapshot"
 
 
+def test_a_member_gives_the_copy_where_the_api_servers_identity_does_not(node, stage, live, declare):
+    def save(row, path, max_mib):
+        if row["name"] != "etcd":
+            raise CommandExecutionError("certificate has expired")
+        return path
+
+    node.fake("k8s_snapshot.save", save)
+    ret = node.state(STATE, NAME, components=declare(CHANGED, {"rollout": {"rehearsal": {"data": "snapshot"}}}))
+    assert ret.comment.startswith("kube-scheduler passed on a copy of the data")
+
+
 def test_an_etcd_that_gives_no_copy_is_told_with_the_way_without_one(node, stage, live, declare):
     complaint = "etcd gives no copy of its data: permission denied"
     node.fake("k8s_snapshot.save", side_effect=CommandExecutionError(complaint))

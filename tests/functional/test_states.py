@@ -846,3 +846,11 @@ def test_what_is_brought_in_der_and_a_name_that_no_certificate_has_are_sentences
     ret = node.state("k8s_pki.managed", **pki(strange))
     assert ret.result is False
     assert "not to be made as kubernetes_controller:pki declares: " in ret.comment
+
+
+def test_what_a_run_was_asked_for_is_handed_on_to_the_inner_sls(minion):
+    asked = {"scheduled": True, "force": ["a.crt"], "authority": "etcd", "until": "trust"}
+    one = minion({"kubernetes_controller": {}, "of_another_formula": "yes", **asked})
+    sls = one.fake("state.sls", return_value={})
+    one.state("k8s_sls.applied", "inner")
+    assert sls.call_args.kwargs["pillar"] == {"kubernetes_controller": {}, "kubernetes_controller_synced": True, **asked}

@@ -40,7 +40,19 @@ def rendering(new_minion, _kept, declared, helpers):
     """Return a function: a minion (or the master) with this pillar, whose interface has its address."""
     used = []
 
-    def made(layer=None, name="controller-1", pillar=None, serving=(), stale=(), silent=(), live=(), leads=(), runs=None, **kw):
+    def made(
+        layer=None,
+        name="controller-1",
+        pillar=None,
+        serving=(),
+        stale=(),
+        silent=(),
+        live=(),
+        leads=(),
+        runs=None,
+        ending=None,
+        **kw,
+    ):
         key = (name, *sorted(kw.items()))
         if key not in _kept:
             _kept[key] = new_minion(name=name, **kw)
@@ -56,6 +68,7 @@ def rendering(new_minion, _kept, declared, helpers):
             "service.status": lambda node: NO_ANSWER if node in silent else node in serving,
             "file.is_link": lambda node: NO_ANSWER if node in silent else node in live,
             "k8s_generation.release": lambda node: runs,
+            "k8s_certificate.expiry": lambda node: ending or {},
             "k8s_etcdctl.leads": lambda node: node in leads,
             "k8s_encryption.live": lambda node: LIVE if node in serving else NO_ANSWER,
             "k8s_config.load": lambda node: {"stale": True, "errors": []} if node in stale else {"release": "1.37.2"},
@@ -211,6 +224,12 @@ def test_api_servers_go_first_but_last_on_the_way_back_over_a_minor_release(rend
     assert list(dict.fromkeys(names)) == ["etcd", *sorted(["apiserver", "controller_manager"], key=lambda name: name != first)]
 
 
+def test_a_dead_api_server_goes_first_on_the_way_back_too(rendering):
+    one = rendering(master=True, serving=NODES[1:], runs="1.38.0")
+    ids = [chunk["__id__"] for chunk in one.low(ORCHESTRATE[0])[0] if " of controller-1" in chunk["__id__"]]
+    assert [name.split(",")[0].split(" of ")[0] for name in ids] == ["etcd", "apiserver", "controller_manager"]
+
+
 def test_where_the_cluster_is_down_all_rehearse_before_all_are_repaired_at_once(rendering):
     chunks, errors = rendering(master=True, live=["controller-2"]).low(ORCHESTRATE[0])
     assert errors == []
@@ -222,13 +241,28 @@ def test_where_the_cluster_is_down_all_rehearse_before_all_are_repaired_at_once(
     ]
 
 
-@pytest.mark.parametrize(("due", "mode"), [({}, "manual"), ({"/srv/a.crt": "due"}, "automatic")], ids=["nothing due", "due"])
-def test_a_scheduled_renewal_promotes_only_what_it_renews_where_the_mode_is_manual(rendering, declared, helpers, due, mode):
+LEAF = "/srv/kubernetes_controller/pki/hosts/controller-1/kubernetes_controller_pki/apiserver.crt"
+
+
+@pytest.mark.parametrize(
+    ("found", "ending", "mode"),
+    [
+        ({}, {}, "manual"),
+        ({LEAF: "12 days left"}, {}, "automatic"),
+        ({}, {"kube-apiserver": {"tls.crt": "12 days"}}, "automatic"),
+        ({}, {"kube-apiserver": {"client-ca.crt": "12 days"}}, "manual"),
+        ({"/srv/signer-ca.key": "declared no more; kept and removed"}, {}, "manual"),
+    ],
+    ids=["nothing due", "due", "renewed but not there yet", "a CA ends", "a share shrinks"],
+)
+def test_a_scheduled_renewal_promotes_only_for_what_it_renews_where_the_mode_is_manual(
+    rendering, declared, helpers, found, ending, mode
+):
     manual = helpers.over(declared, {"rollout": {"mode": "manual"}})
     for scheduled, expected in ((True, mode), (False, "automatic")):
         pillar = {"kubernetes_controller": manual, "scheduled": scheduled}
-        one = rendering(pillar=pillar, master=True, serving=NODES)
-        one.fake("k8s_pki.differences", return_value=due)
+        one = rendering(pillar=pillar, master=True, serving=NODES, ending=ending)
+        one.fake("k8s_pki.differences", return_value=found)
         chunks, errors = one.low("kubernetes_controller.orchestrate.renew")
         assert errors == []
         modes = {chunk["pillar"]["kubernetes_controller"]["rollout"]["mode"] for chunk in chunks if "pillar" in chunk}

@@ -82,6 +82,21 @@ def test_what_passed_on_empty_data_is_rehearsed_again_once_there_is_real_data(no
     assert due(node, components) == []
 
 
+def test_a_cluster_that_is_down_is_repaired_with_what_passed_on_empty_data_to_the_end(node, rows):
+    """etcd serves again first, then the API server: neither makes what passed together with them void."""
+    promote(node, rows())
+    components = rows(settings(apiserver=3, controller_manager=3))
+    node.fake("k8s_config.load", return_value={"components": components})
+    serving = {"etcd"}
+    node.fake("k8s_health.serves", side_effect=lambda row: row["name"] in serving)
+    stamp(node, components, A, M, data="empty")
+    for name in (A, M):
+        generation = node.modules["k8s_generation.digest"](components[name])
+        assert node.modules["k8s_rehearsal.needed"](components[name], generation) is False
+        promote(node, {name: components[name]})
+        serving.add(name)
+
+
 def test_while_a_rollout_brings_them_to_the_node_one_after_another_nothing_is_rehearsed_again(node, rows):
     promote(node, rows())
     components = rows(settings(apiserver=3, scheduler=3))
