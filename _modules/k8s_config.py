@@ -482,6 +482,11 @@ def _table_faults(cfg):
         section, _, key = table.partition(":")
         for name, value in cfg[section][key].items():
             faults += _value_faults(value, kind, f"{PILLAR}:{table}:{name}")
+    fetched = {"binaries": cfg["binaries"]["names"], "etcd": [_bundle(cfg, arch) for arch in sorted({*ARCHITECTURES.values()})]}
+    for section, names in fetched.items():
+        for name in cfg[section]["checksums"]:
+            if name not in names:
+                faults.append(f"{PILLAR}:{section}:checksums:{name}: nothing of this name is fetched{_nearest(name, names)}.")
     if not _all_text(cfg["binaries"]["names"]):
         faults.append(f"{PILLAR}:binaries:names: expected a list of strings, found {_outline(cfg['binaries']['names'])}.")
     for name, document in cfg["objects"].items():
@@ -995,15 +1000,16 @@ def _downloads(cfg):
         )
     tools, etcd_bin = ("etcd", "etcdctl", "etcdutl"), f"{etcd['release_dir']}/{etcd['release']}/bin"
     base = f"{etcd['mirror'].rstrip('/')}/v{etcd['release']}"
-    bundle = f"etcd-v{etcd['release']}-linux-{arch}"
+    archive = _bundle(cfg, arch)
+    bundle = archive.removesuffix(".tar.gz")
     rows.append(
         {
             "name": "etcd",
             "directory": etcd_bin,
-            "source": f"{base}/{bundle}.tar.gz",
+            "source": f"{base}/{archive}",
             "sums": f"{base}/SHA256SUMS",
-            "checksum": etcd["checksums"].get(f"{bundle}.tar.gz", ""),
-            "checksum_key": f"{PILLAR}:etcd:checksums:{bundle}.tar.gz",
+            "checksum": etcd["checksums"].get(archive, ""),
+            "checksum_key": f"{PILLAR}:etcd:checksums:{archive}",
             "mirror_key": f"{PILLAR}:etcd:mirror",
             "directory_key": f"{PILLAR}:etcd:release_dir",
             "homes": homes,
@@ -1016,6 +1022,11 @@ def _downloads(cfg):
         }
     )
     return rows
+
+
+def _bundle(cfg, arch):
+    """Return the name of etcd's archive."""
+    return f"etcd-v{cfg['etcd']['release']}-linux-{arch}.tar.gz"
 
 
 def _awaited(cfg, name):
