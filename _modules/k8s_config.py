@@ -985,7 +985,7 @@ def _unit(common, own, words):
 def _downloads(cfg):
     """Return what has to be fetched: one row per file of a mirror, each with the links for people that lead to it."""
     arch, binaries, etcd = cfg["node"]["arch"], cfg["binaries"], cfg["etcd"]
-    rows, homes = [], [row["home"] for row in cfg["components"].values()]
+    rows, homes = [], _homes(cfg)
     for name in binaries["names"]:
         source = f"{binaries['mirror'].rstrip('/')}/v{cfg['release']}/bin/linux/{arch}/{name}"
         rows.append(
@@ -1033,6 +1033,11 @@ def _downloads(cfg):
     return rows
 
 
+def _homes(cfg):
+    """Return where generations may be: also those of a component that is not declared here any more, and still runs."""
+    return [cfg[key].get("conf_dir", cfg["conf_dir"]) for key in CONTROL_PLANE]
+
+
 def _bundle(cfg, arch):
     """Return the name of etcd's archive."""
     return f"etcd-v{cfg['etcd']['release']}-linux-{arch}.tar.gz"
@@ -1046,7 +1051,7 @@ def _awaited(cfg, name):
 
 def _releases(cfg):
     """Return what may be kept of other releases than the declared ones: one row per directory of releases."""
-    homes, keep = [row["home"] for row in cfg["components"].values()], cfg["rollout"]["keep_releases"]
+    homes, keep = _homes(cfg), cfg["rollout"]["keep_releases"]
     return [
         {"directory": owner["release_dir"], "declared": owner["release"], "homes": homes, "keep": keep}
         for owner in (cfg, cfg["etcd"])

@@ -364,6 +364,14 @@ def test_a_binary_that_is_not_fetched_is_not_the_formulas(resolve):
     assert "kube-scheduler" not in [row["name"] for row in cfg["downloads"]]
 
 
+@pytest.mark.parametrize("layer", [{}, {"scheduler": {"enabled": False}}, EXTERNAL], ids=["all", "no scheduler", "no etcd"])
+def test_the_release_of_what_still_runs_stays_though_it_is_not_declared_any_more(resolve, layer):
+    cfg = resolve(layer)
+    homes = ["kubernetes-etcd", "kubernetes", "kube-controller-manager", "kube-scheduler"]
+    for row in [*cfg["releases"], *cfg["downloads"]]:
+        assert row["homes"] == [f"/var/lib/{home}" for home in homes]
+
+
 # -- load -------------------------------------------------------------------------------------------------------------
 
 
