@@ -2,8 +2,10 @@
 The process of a component: what systemd and /proc know of it, and how it is started, reloaded and restarted.
 """
 
+import ipaddress
 import os
 import re
+import sys
 import time
 
 import salt.utils.atomicfile
@@ -68,7 +70,8 @@ def foreign(row):
     """
     if row["adopt"] or __salt__["k8s_generation.links"](row["home"])["live"]:
         return None
-    unit, holder = process(row["name"]), listener(row["port"])
+    address = row["address"] if row["name"] == "etcd" else row["settings"].get("bind-address") or None
+    unit, holder = process(row["name"]), listener(row["port"], address)
     if unit["pid"]:
         found = f"unit {row['name']} runs with process {unit['pid']} ({unit['binary']}, from {unit['unit'] or 'no file'})"
     elif holder:
@@ -82,20 +85,23 @@ def foreign(row):
     )
 
 
-def listener(port):
+def listener(port, address=None):
     """
     Return the process that listens on a TCP port: ``pid`` and ``binary``, or None when nothing does.
 
     port
         The TCP port.
+    address
+        The address (str) that it is asked for: whoever listens on this one or on all of them counts. By default, and for
+        ``0.0.0.0`` and ``::``, whoever listens on any.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt 'controller-1' k8s_component.listener 6443
+        salt 'controller-1' k8s_component.listener 6443 10.8.0.101
     """
-    inodes = _listening(port)
+    inodes = _listening(port, address)
     if not inodes:
         return None
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -301,15 +307,34 @@ def _executable(pid):
         return None
 
 
-def _listening(port):
+def _listening(port, address=None):
     """Return the ``socket:[inode]`` names of the sockets that listen on ``port`` (state 0A in /proc/net/tcp)."""
-    found = set()
+    wanted, found = _address(address), set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in _text(table).splitlines()[1:]:
             fields = line.split()
-            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+            host, _, number = fields[1].rpartition(":")
+            if fields[3] != "0A" or int(number, 16) != port:
+                continue
+            if wanted is None or wanted.is_unspecified or _bound(host) in (wanted, None):
                 found.add(f"socket:[{fields[9]}]")
     return found
+
+
+def _address(text):
+    """Return an IP address as an object, or None where ``text`` is none."""
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def _bound(digits):
+    """Return the address that stands in a table of /proc/net, words in the order of this machine; None for all of them."""
+    words = (digits[start : start + 8] for start in range(0, len(digits), 8))
+    found = ipaddress.ip_address(b"".join(int(word, 16).to_bytes(4, sys.byteorder) for word in words))
+    found = getattr(found, "ipv4_mapped", None) or found
+    return None if found.is_unspecified else found
 
 
 def _text(path):

@@ -9,9 +9,11 @@ import copy
 import difflib
 import ipaddress
 import json
+import math
 import os
 import re
 import shlex
+import traceback
 
 import salt.pillar
 import salt.utils.data
@@ -20,6 +22,8 @@ from salt.exceptions import CommandExecutionError
 VERSION = "0.1.0"  # of the formula; modules of another version than defaults.yaml are synced before they are used
 PILLAR = "kubernetes_controller"
 DEFAULTS = "salt://kubernetes_controller/defaults.yaml"
+SYNCED = "kubernetes_controller_synced"  # in the pillar of a round whose modules this run has synced
+OURS = "look at what you changed last, sync the modules (saltutil.sync_all), and report it where that does not help."
 
 # Tables in which the operator may add and remove entries; everywhere else a key must exist in the defaults.
 OPEN = [
@@ -49,7 +53,24 @@ SECTIONS = ("Unit", "Service", "Install")
 PHASES = [["apiserver", "objects", "links"], ["controller_manager", "scheduler"]]
 KEY_SIZES_BITS = {"ec": (256, 384, 521), "rsa": (2048, 3072, 4096)}
 PLACES = ("conf_dir", "bin_dir", "release_dir", "log_dir", "data_dir", "directory", "record_dir")
-CHOICES = {"rollout:mode": ("automatic", "manual"), "rollout:rehearsal:data": ("snapshot", "empty")}
+CHOICES = {
+    "rollout:mode": ("automatic", "manual"),
+    "rollout:rehearsal:data": ("snapshot", "empty"),
+    "binaries:algorithm": ("sha256", "sha512"),
+}
+# Numbers of which 0 makes no sense; none may be less than 0.
+ABOVE_ZERO = [
+    "binaries:timeout_s",
+    "rollout:keep_generations",
+    "rollout:preflight:max_clock_skew_s",
+    "rollout:turn:(timeout_s|ttl_s)",
+    "rollout:rehearsal:timeout_s",
+    "rollout:gate:(timeout_s|interval_s|consecutive)",
+]
+UNITS = {"_s": " seconds", "_mib": " MiB", "days_remaining": " days", "days_warning": " days", "consecutive": " answers"}
+MOST_DAYS = 36500  # a date has no room for a year of five digits
+LONG = 32  # characters of a text that is shown; a key has more
+LEAST_SERVICES = 8  # addresses that the API server wants to have for services
 USAGES = ("serverAuth", "clientAuth")
 # What has to serve on a node before the next component is started there.
 AFTER = {"kube-apiserver": "etcd", "kube-controller-manager": "kube-apiserver", "kube-scheduler": "kube-apiserver"}
@@ -59,6 +80,60 @@ ROW_OPTIONS = ("reload", "mode", "fits")
 # Refusals that the operator may overrule for one run (rollout:ignore).
 IGNORABLE = ("turn", "neighbours", "skew", "downgrade", "etcd", "overlap", "etcd-ports")
 WORD = re.compile(r"\{([a-z_]+)\}")
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # of a file
+# What a value in a row of an open table has to be: in words, and the test for it.
+KINDS = {
+    "anything": ("anything", lambda value: True),
+    "text": ("a string", lambda value: isinstance(value, str)),
+    "name": ("the name of a file", lambda value: isinstance(value, str) and NAME.fullmatch(value)),
+    "texts": ("a list of strings", lambda value: isinstance(value, list) and _all_text(value)),
+    "names": ("a name or a list of names", lambda value: _listed(value) and _all_text(_listed(value))),
+    "usages": (
+        "a list of serverAuth or clientAuth",
+        lambda value: value and isinstance(value, list) and all(one in USAGES for one in value),
+    ),
+    "days": (f"1 to {MOST_DAYS} days", lambda value: type(value) is int and 0 < value <= MOST_DAYS),
+    "mode": (
+        'an octal mode in quotes, such as "0640"',
+        lambda value: isinstance(value, str) and re.fullmatch("[0-7]{3,4}", value),
+    ),
+    "switch": ("true or false", lambda value: isinstance(value, bool)),
+    "true": ("true", lambda value: value is True),
+}
+# The rows of open tables: the kind of each key, or what can be chosen from.
+CERTIFICATE = {
+    "authority": ("kubernetes", "signer", "etcd", "front-proxy"),
+    "usage": "usages",
+    "common_name": "text",
+    "organization": "text",
+    "sans": "texts",
+    "for": ("master",),
+    "days_valid": "days",
+}
+PAIR = {"key": "text", "authority": "text", "usage": USAGES, "sans": "texts"}
+FILE = {
+    "pki": "names",
+    "yaml": "anything",
+    "text": "text",
+    "config": "true",
+    "encryption": "true",
+    "kubeconfig": "anything",
+    "pillar": "text",
+    "reload": "switch",
+    "mode": "mode",
+    "fits": "text",
+}
+KUBECONFIG = {
+    "server": "text",
+    "user": "text",
+    "authority": "names",
+    "certificate": "text",
+    "key": "text",
+    "cluster": "text",
+    "embed": "switch",
+}
+ENCRYPTION = {"resources": "texts", "providers": "anything"}
+PROVIDERS = {"aescbc": True, "aesgcm": True, "secretbox": True, "kms": False, "identity": False}  # whether it has keys
 
 
 class ConfigError(CommandExecutionError):
@@ -123,11 +198,16 @@ def _load(defaults, pillar):
         return resolve(defaults, pillar, node)
     except ConfigError as exc:
         return {"errors": exc.errors}
-    except Exception as exc:  # noqa: BLE001 (modules that are older than the defaults, which a sync heals)
-        return {
-            "stale": True,
-            "errors": [f"the modules do not understand the defaults ({type(exc).__name__}: {exc}); sync them."],
-        }
+    except Exception as exc:  # noqa: BLE001 (a fault of ours; or modules that are older than the defaults, which a sync heals)
+        stale = {} if __opts__.get("test") or SYNCED in __pillar__ else {"stale": True}
+        return {**stale, "errors": [f"the pillar of {PILLAR} is not understood ({_place(exc)}); {OURS}"]}
+
+
+def _place(exc):
+    """Return what happened and where in this file, without the value, which may be a secret."""
+    frames = traceback.extract_tb(exc.__traceback__)
+    last = ([frame for frame in frames if os.path.basename(frame.filename) == "k8s_config.py"] or frames)[-1]
+    return f"{type(exc).__name__} in k8s_config.{last.name}, line {last.lineno}"
 
 
 def _addresses(facts):
@@ -177,6 +257,10 @@ def resolve(defaults, pillar, node=None):
     if not cfg["etcd"]["managed"]:
         cfg["pki"]["authorities"]["etcd"]["managed"] = False
     if not node:
+        first, address = next(iter(cfg["controllers"].items()))
+        _components({**cfg, "node": {"id": first, "address": address}, "components": {}}, errors)  # for its faults alone
+        if errors:
+            raise ConfigError(errors)
         cfg["admin"] = _admin(cfg)
         cfg["phases"] = [["etcd"]] * cfg["etcd"]["managed"] + PHASES
         cfg["pki"] |= {
@@ -187,11 +271,11 @@ def resolve(defaults, pillar, node=None):
         }
     else:
         _components(cfg, errors)
+        if errors:
+            raise ConfigError(errors)
         cfg["after"] = {name: AFTER[name] for name in cfg["components"] if AFTER.get(name) in cfg["components"]}
         cfg["downloads"] = _downloads(cfg)
         cfg["releases"] = _releases(cfg)
-        if errors:
-            raise ConfigError(errors)
     return cfg
 
 
@@ -275,20 +359,21 @@ def _faults(cfg, node):
     for key in ("pod_cidr", "service_cidr"):
         for part in cfg["cluster"][key].split(","):
             try:
-                ipaddress.ip_network(part)
+                size = ipaddress.ip_network(part).num_addresses
             except ValueError as exc:
                 faults.append(f"{PILLAR}:cluster:{key}: {exc}, expected something like 10.32.0.0/16.")
+                continue
+            if key == "service_cidr" and size < LEAST_SERVICES:
+                faults.append(
+                    f"{PILLAR}:cluster:{key}: {part} has {size} addresses and the API server takes {LEAST_SERVICES} at least, "
+                    "expected something like 10.32.0.0/16."
+                )
     for path, value in _scalars(cfg):
         if path.endswith("port") and not 0 < value < 65536:
             faults.append(f"{PILLAR}:{path}: {value} is not a port.")
         if path.rpartition(":")[2] in PLACES and not value.startswith("/"):
             faults.append(f"{PILLAR}:{path}: {value!r} is not an absolute path.")
-    for section in ("gate", "turn", "rehearsal"):
-        for key, value in cfg["rollout"][section].items():
-            if key.endswith("_s") and value < 0:
-                faults.append(f"{PILLAR}:rollout:{section}:{key}: {value}, expected 0 or more seconds.")
-    if cfg["rollout"]["gate"]["consecutive"] < 1:
-        faults.append(f"{PILLAR}:rollout:gate:consecutive: {cfg['rollout']['gate']['consecutive']}, expected 1 or more answers.")
+    faults += _number_faults(cfg)
     for path, allowed in CHOICES.items():
         section, _, key = path.rpartition(":")
         value = salt.utils.data.traverse_dict(cfg, section)[key]
@@ -301,13 +386,7 @@ def _faults(cfg, node):
     for name in cfg["rollout"]["ignore"]:
         if name not in IGNORABLE:
             faults.append(f"{PILLAR}:rollout:ignore: no such refusal as {name!r}{_nearest(name, IGNORABLE)}.")
-    homes = {}
-    for key in CONTROL_PLANE:
-        homes.setdefault(cfg[key].get("conf_dir", cfg["conf_dir"]), []).append(key)
-    for home, keys in homes.items():
-        if len(keys) > 1:
-            faults.append(f"{PILLAR}: {' and '.join(keys)} have the same conf_dir {home}; each needs its own.")
-    faults += _controller_faults(cfg) + _table_faults(cfg)
+    faults += _place_faults(cfg) + _controller_faults(cfg) + _table_faults(cfg)
     if not faults and node:
         faults += _node_faults(cfg, node)
     if not cfg["etcd"]["managed"] and not cfg["etcd"]["servers"]:
@@ -315,17 +394,67 @@ def _faults(cfg, node):
     for server in cfg["etcd"]["servers"]:
         if not str(server).startswith("https://"):
             faults.append(f"{PILLAR}:etcd:servers: {server!r} is not an https URL, such as https://10.8.0.101:2379.")
-    for name, row in cfg["pki"]["certificates"].items():
-        known = ("authority", "usage", "common_name", "organization", "sans", "for", "days_valid")
-        for key in row if isinstance(row, dict) else ():
-            if key not in known:
-                faults.append(f"{PILLAR}:pki:certificates:{name}:{key}: no such key{_nearest(key, known)}.")
-        for usage in row.get("usage", []) if isinstance(row, dict) else ():
-            if usage not in USAGES:
-                faults.append(f"{PILLAR}:pki:certificates:{name}:usage: {usage!r}, expected {' or '.join(USAGES)}.")
-        if not isinstance(row, dict) or row.get("authority") not in cfg["pki"]["authorities"]:
-            faults.append(f"{PILLAR}:pki:certificates:{name}:authority: expected one of {', '.join(cfg['pki']['authorities'])}.")
     return faults
+
+
+def _place_faults(cfg):
+    """Return a sentence for each place that two components would have to share, and for the operator's kubeconfig."""
+    faults, homes = [], {}
+    for key in CONTROL_PLANE:
+        homes.setdefault(cfg[key].get("conf_dir", cfg["conf_dir"]), []).append(key)
+    for home, keys in homes.items():
+        if len(keys) > 1:
+            faults.append(f"{PILLAR}: {' and '.join(keys)} have the same conf_dir {home}; each needs its own.")
+    ports = {}
+    for key in CONTROL_PLANE:
+        for name, address, port in _listens(cfg, key):
+            everywhere = address in ("", "0.0.0.0", "::")  # noqa: S104 (compared with, not bound)
+            for other, elsewhere in ports.get(port, {}).items():
+                if everywhere or elsewhere in ("", "0.0.0.0", "::", address):  # noqa: S104
+                    faults.append(f"{PILLAR}: {other} and {name} are the same port {port} of one address; each needs its own.")
+            ports.setdefault(port, {})[name] = address
+    kubeconfig = cfg["admin"]["kubeconfig"]
+    if kubeconfig and not kubeconfig.startswith(("/", "{directory}/")):
+        faults.append(f"{PILLAR}:admin:kubeconfig: {kubeconfig!r} is not an absolute path.")
+    return faults
+
+
+def _listens(cfg, key):
+    """Yield key, address and number of each port that a component is to listen at, where its flags do not say otherwise."""
+    settings = cfg[key]["settings"]
+    if key == "etcd":
+        for name, flag in (("client_port", "listen-client-urls"), ("peer_port", "listen-peer-urls")):
+            if cfg["etcd"]["managed"] and settings.get(flag) == f"{{etcd_{name.removesuffix('_port')}_url}}":
+                yield f"etcd:{name}", "{address}", cfg["etcd"][name]
+    elif cfg[key]["enabled"] and settings.get("secure-port") == "{port}":
+        yield f"{key}:port", str(settings.get("bind-address", "")), cfg[key]["port"]
+
+
+def _number_faults(cfg):
+    """Return a sentence for each number that is less than it can be."""
+    faults = []
+    for path, value in _numbers(cfg):
+        above = any(re.fullmatch(pattern, path) for pattern in ABOVE_ZERO)
+        if path.endswith("days_valid"):
+            if not KINDS["days"][1](value):
+                faults.append(f"{PILLAR}:{path}: {value}, expected {KINDS['days'][0]}.")
+        elif not path.endswith(("port", "_bits")) and not (value > 0 if above else value >= 0) or not math.isfinite(value):
+            unit = next((unit for ending, unit in UNITS.items() if path.endswith(ending)), "")
+            least = ("1 or more" if isinstance(value, int) else "more than 0") if above else "0 or more"
+            faults.append(f"{PILLAR}:{path}: {value}, expected {least}{unit}.")
+    return faults
+
+
+def _numbers(tree, above=""):
+    """Yield path and value of the numbers of the configuration that are not in an open table."""
+    for key, value in tree.items():
+        path = f"{above}{key}"
+        if _open(f"{PILLAR}:{path}"):
+            continue
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{path}:")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield path, value
 
 
 def _scalars(cfg):
@@ -347,31 +476,118 @@ def _table_faults(cfg):
         for section in cfg[key]["unit"]:
             if section not in SECTIONS:
                 faults.append(f"{PILLAR}:{key}:unit:{section}: no such key{_nearest(section, SECTIONS)}.")
+        for name, row in cfg[key]["files"].items():
+            faults += _file_faults(name, row, f"{PILLAR}:{key}:files:{name}", key)
         for name, pair in cfg[key]["pairs"].items():
-            if not isinstance(pair, dict) or pair.get("usage", USAGES[0]) not in USAGES:
-                faults.append(f"{PILLAR}:{key}:pairs:{name}:usage: expected {' or '.join(USAGES)}.")
+            faults += _row_faults(pair, PAIR, f"{PILLAR}:{key}:pairs:{name}")
+        for name, mode in cfg[key]["directories"].items():
+            if not name.startswith(("/", "{")):
+                faults.append(f"{PILLAR}:{key}:directories:{name}: not an absolute path.")
+            faults += _value_faults(mode, "mode", f"{PILLAR}:{key}:directories:{name}")
+    for name, row in cfg["pki"]["certificates"].items():
+        here = f"{PILLAR}:pki:certificates:{name}"
+        faults += _row_faults(row, CERTIFICATE, here, required=("authority", "usage", "common_name"))
+    for table, kind in (("pki:files", "name"), ("binaries:checksums", "text"), ("etcd:checksums", "text")):
+        section, _, key = table.partition(":")
+        for name, value in cfg[section][key].items():
+            faults += _value_faults(value, kind, f"{PILLAR}:{table}:{name}")
+    fetched = {"binaries": cfg["binaries"]["names"], "etcd": [_bundle(cfg, arch) for arch in sorted({*ARCHITECTURES.values()})]}
+    for section, names in fetched.items():
+        for name in cfg[section]["checksums"]:
+            if name not in names:
+                faults.append(f"{PILLAR}:{section}:checksums:{name}: nothing of this name is fetched{_nearest(name, names)}.")
+    if not _all_text(cfg["binaries"]["names"]):
+        faults.append(f"{PILLAR}:binaries:names: expected a list of strings, found {_outline(cfg['binaries']['names'])}.")
     for name, document in cfg["objects"].items():
         named = isinstance(document, dict) and isinstance(document.get("metadata"), dict) and "name" in document["metadata"]
         if not named or not {"apiVersion", "kind"} <= set(document):
             faults.append(f"{PILLAR}:objects:{name}: expected an object with apiVersion, kind and metadata:name.")
-    for entry in cfg["encryption"]:
+    return faults + _encryption_faults(cfg["encryption"])
+
+
+def _file_faults(name, row, here, component):
+    """Return what is wrong with a row of files, a sentence each."""
+    if not NAME.fullmatch(name) or name in ("start", "unit"):
+        return [f"{here}: not a file name that a generation can have."]
+    sources = [source for source in ROW_SOURCES if source in (row if isinstance(row, dict) else {})]
+    if len(sources) != 1 or set(row) - set(FILE):
+        return [f"{here}: expected exactly one of {', '.join(ROW_SOURCES)} (and {' or '.join(ROW_OPTIONS)})."]
+    if sources == ["config"] and component != "scheduler":
+        return [f"{here}:config: {component} has no key `config`, only the scheduler has; write the content as yaml."]
+    faults = _row_faults(row, FILE, here)
+    if sources == ["kubeconfig"]:
+        required = ("server", "user", "authority", "certificate", "key")
+        faults += _row_faults(row["kubeconfig"], KUBECONFIG, f"{here}:kubeconfig", required)
+    return faults
+
+
+def _row_faults(row, shape, here, required=()):
+    """Return what is wrong with a row of a table, a sentence each: keys that are unknown or missing, and values."""
+    if not isinstance(row, dict):
+        return [f"{here}: expected a dictionary of {', '.join(shape)}, found {_outline(row)}."]
+    faults = [f"{here}:{key}: no such key{_nearest(key, shape)}." for key in row if key not in shape]
+    for key, kind in shape.items():
+        if key in row:
+            faults += _value_faults(row[key], kind, f"{here}:{key}")
+        elif key in required:
+            faults.append(f"{here}:{key}: missing, expected {_wanted(kind)}.")
+    return faults
+
+
+def _value_faults(value, kind, here):
+    """Return a sentence, as a list, where a value is not of its kind."""
+    if isinstance(value, str) and value in kind if isinstance(kind, tuple) else KINDS[kind][1](value):
+        return []
+    quote = isinstance(value, (int, float)) and not isinstance(value, bool) and kind in ("text", "name", "mode")
+    return [f"{here}: expected {_wanted(kind)}, found {_outline(value)}{'. Quote it' * quote}."]
+
+
+def _wanted(kind):
+    if isinstance(kind, tuple):
+        return f"one of {', '.join(kind)}" if len(kind) > 1 else kind[0]
+    return KINDS[kind][0]
+
+
+def _all_text(values):
+    return all(isinstance(value, str) for value in values)
+
+
+def _encryption_faults(entries):
+    """Return what is wrong with ``encryption``, a sentence each."""
+    here, faults = f"{PILLAR}:encryption", []
+    for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("resources"), list):
-            faults.append(f"{PILLAR}:encryption: expected a list of resources and providers, found {_outline(entry)}.")
+            faults.append(f"{here}: expected a list of resources and providers, found {_outline(entry)}.")
             continue
-        for provider in entry.get("providers") or [None]:
-            options = next(iter(provider.values())) or {} if isinstance(provider, dict) and len(provider) == 1 else None
-            keys = options.get("keys", []) if isinstance(options, dict) else None
-            if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        faults += _row_faults(entry, ENCRYPTION, here)
+        several = isinstance(entry.get("providers"), list) and entry["providers"]
+        for provider in several or [entry.get("providers")]:
+            kind = next(iter(provider)) if several and isinstance(provider, dict) and len(provider) == 1 else None
+            if kind is not None and kind not in PROVIDERS:
+                faults.append(f"{here}: no such provider as {_outline(kind)}{_nearest(kind, PROVIDERS)}.")
+            elif kind is None or not _is_provider(provider[kind], PROVIDERS[kind]):
                 faults.append(
-                    f"{PILLAR}:encryption: expected a provider such as `secretbox: {{keys: [NAME]}}`, where NAME is that of a "
+                    f"{here}: expected a provider such as `secretbox: {{keys: [NAME]}}`, where NAME is that of a "
                     f"file of certificate material, found {_outline(provider)}."
                 )
     return faults
 
 
+def _is_provider(options, keyed):
+    """Tell whether ``options`` are those of a provider of the encryption configuration."""
+    if not keyed:
+        return options is None or isinstance(options, dict) and "keys" not in options
+    keys = options.get("keys") if isinstance(options, dict) else None
+    return isinstance(keys, list) and bool(keys) and all(isinstance(key, str) and NAME.fullmatch(key) for key in keys)
+
+
 def _outline(value):
-    """Return what a value is, without what a dictionary has in it: that may be a key, in the place of its name."""
-    return f"a dictionary of {', '.join(map(str, value))}" if isinstance(value, dict) else repr(value)
+    """Return what a value is, without what is in it where that may be a secret: a key, in the place of its name."""
+    if isinstance(value, dict):
+        return f"a dictionary of {', '.join(map(str, value))}" if value else "an empty dictionary"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_outline, value))}]"
+    return f"a text of {len(value)} characters" if isinstance(value, str) and len(value) > LONG else repr(value)
 
 
 def _controller_faults(cfg):
@@ -639,7 +855,7 @@ def _components(cfg, errors):
             "user": declared["user"],
             "group": declared["group"],
         }
-        files = _files(cfg, key, words, errors)
+        files = _files(cfg, key, words)
         settings = _settings(declared["settings"], words, f"{PILLAR}:{key}:settings", errors)
         if key == "controller_manager" and not cfg["pki"]["authorities"]["signer"]["enabled"]:
             settings = {k: v for k, v in settings.items() if not k.startswith("cluster-signing-")}
@@ -687,24 +903,17 @@ def _api_row(cfg):
     return {"name": "kube-apiserver", "home": cfg["conf_dir"], "address": address, "port": port}
 
 
-def _files(cfg, key, words, errors):
+def _files(cfg, key, words):
     """Return the file rows of a component with words filled in and what is switched off left out."""
     files = {}
     for name, row in cfg[key]["files"].items():
-        here = f"{PILLAR}:{key}:files:{name}"
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name in ("start", "unit"):
-            errors.append(f"{here}: not a file name that a generation can have.")
-            continue
-        sources = [source for source in ROW_SOURCES if source in (row if isinstance(row, dict) else {})]
-        strange = [option for option in row if option not in ROW_SOURCES + ROW_OPTIONS] if isinstance(row, dict) else []
-        if len(sources) != 1 or strange:
-            errors.append(f"{here}: expected exactly one of {', '.join(ROW_SOURCES)} (and {' or '.join(ROW_OPTIONS)}).")
-            continue
         filled = _fill(row, words)
         if "pki" in filled:
             filled["pki"] = _row_references(cfg, {"pki": filled["pki"]})
             if not filled["pki"]:
                 continue
+        if "kubeconfig" in filled:
+            filled["kubeconfig"]["authority"] = _listed(filled["kubeconfig"]["authority"])
         if "config" in filled:
             filled = {**filled, "yaml": _fill(cfg[key]["config"], words)}
             del filled["config"]
@@ -776,7 +985,7 @@ def _unit(common, own, words):
 def _downloads(cfg):
     """Return what has to be fetched: one row per file of a mirror, each with the links for people that lead to it."""
     arch, binaries, etcd = cfg["node"]["arch"], cfg["binaries"], cfg["etcd"]
-    rows, homes = [], [row["home"] for row in cfg["components"].values()]
+    rows, homes = [], _homes(cfg)
     for name in binaries["names"]:
         source = f"{binaries['mirror'].rstrip('/')}/v{cfg['release']}/bin/linux/{arch}/{name}"
         rows.append(
@@ -800,15 +1009,16 @@ def _downloads(cfg):
         )
     tools, etcd_bin = ("etcd", "etcdctl", "etcdutl"), f"{etcd['release_dir']}/{etcd['release']}/bin"
     base = f"{etcd['mirror'].rstrip('/')}/v{etcd['release']}"
-    bundle = f"etcd-v{etcd['release']}-linux-{arch}"
+    archive = _bundle(cfg, arch)
+    bundle = archive.removesuffix(".tar.gz")
     rows.append(
         {
             "name": "etcd",
             "directory": etcd_bin,
-            "source": f"{base}/{bundle}.tar.gz",
+            "source": f"{base}/{archive}",
             "sums": f"{base}/SHA256SUMS",
-            "checksum": etcd["checksums"].get(f"{bundle}.tar.gz", ""),
-            "checksum_key": f"{PILLAR}:etcd:checksums:{bundle}.tar.gz",
+            "checksum": etcd["checksums"].get(archive, ""),
+            "checksum_key": f"{PILLAR}:etcd:checksums:{archive}",
             "mirror_key": f"{PILLAR}:etcd:mirror",
             "directory_key": f"{PILLAR}:etcd:release_dir",
             "homes": homes,
@@ -823,6 +1033,16 @@ def _downloads(cfg):
     return rows
 
 
+def _homes(cfg):
+    """Return where generations may be: also those of a component that is not declared here any more, and still runs."""
+    return [cfg[key].get("conf_dir", cfg["conf_dir"]) for key in CONTROL_PLANE]
+
+
+def _bundle(cfg, arch):
+    """Return the name of etcd's archive."""
+    return f"etcd-v{cfg['etcd']['release']}-linux-{arch}.tar.gz"
+
+
 def _awaited(cfg, name):
     """Return the component that has to be of the declared release before links lead there; None where it is not run here."""
     row = cfg["components"].get(name)
@@ -831,7 +1051,7 @@ def _awaited(cfg, name):
 
 def _releases(cfg):
     """Return what may be kept of other releases than the declared ones: one row per directory of releases."""
-    homes, keep = [row["home"] for row in cfg["components"].values()], cfg["rollout"]["keep_releases"]
+    homes, keep = _homes(cfg), cfg["rollout"]["keep_releases"]
     return [
         {"directory": owner["release_dir"], "declared": owner["release"], "homes": homes, "keep": keep}
         for owner in (cfg, cfg["etcd"])

@@ -61,7 +61,7 @@ def ports(row):
             continue
         key = f"kubernetes_controller:{row['key']}:settings:{flag}"
         if reason == errno.EADDRINUSE:
-            holder = __salt__["k8s_component.listener"](port) or {"pid": 0, "binary": "unknown"}
+            holder = __salt__["k8s_component.listener"](port, address or None) or {"pid": 0, "binary": "unknown"}
             if holder["pid"] and holder["pid"] == __salt__["k8s_component.process"](row["name"])["pid"]:
                 continue
             found.append(

@@ -1,6 +1,8 @@
-"""The process of a component: which binary it was started from, asked of real processes."""
+"""The process of a component: which binary it was started from, and who holds its port, asked of real processes."""
 
+import os
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -61,3 +63,54 @@ def test_a_binary_that_lies_where_its_process_was_started_from_is_not_read(node,
     assert node.modules["k8s_component.replaced"](row, pid) is False
     assert node.modules["k8s_component.replaced"](row, 0) is False
     read.assert_not_called()
+
+
+@pytest.fixture
+def listening():
+    """Return a function: listen on an address; the port."""
+    sockets = []
+
+    def listen(address):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        sockets.append(socket.create_server((address, 0), family=family))
+        return sockets[-1].getsockname()[1]
+
+    yield listen
+    for one in sockets:
+        one.close()
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "counts"),
+    [
+        ("127.0.0.2", "127.0.0.2", True),
+        ("127.0.0.2", "127.0.0.1", False),
+        ("127.0.0.2", "0.0.0.0", True),
+        ("127.0.0.2", "::", True),
+        ("127.0.0.2", None, True),
+        ("127.0.0.2", "::1", False),
+        ("0.0.0.0", "127.0.0.1", True),
+        ("::", "127.0.0.1", True),
+        ("::1", "::1", True),
+        ("::1", "127.0.0.1", False),
+    ],
+)
+def test_who_listens_on_another_address_does_not_hold_the_port(modules, listening, held, asked, counts):
+    port = listening(held)
+    holder = modules["k8s_component.listener"](port, asked)
+    assert (holder["pid"] == os.getpid()) if counts else holder is None
+
+
+@pytest.mark.parametrize("component", ["kube-apiserver", "etcd", S])
+def test_a_load_balancer_on_the_port_of_another_address_is_nobody_in_the_place_of_a_component(
+    node, rows, monkeypatch, listening, component
+):
+    row = {**rows()[component], "adopt": False, "port": listening("127.0.0.2"), "address": "127.0.0.1"}
+    idle = {"pid": 0, "binary": None, "unit": "", "state": "inactive", "started": None, "restarts": 0}
+    foreign = node.modules["k8s_component.foreign"]
+    monkeypatch.setitem(foreign.func.__globals__, "process", lambda name: idle)
+    for address, found in (("127.0.0.1", False), ("127.0.0.2", True)):
+        row |= {"address": address, "settings": {"bind-address": address}}
+        said = foreign(row)
+        assert bool(said) is found
+        assert not found or f"port {row['port']} is held by process {os.getpid()}" in said

@@ -61,13 +61,14 @@ def test_the_defaults_are_never_changed_by_a_pillar(resolve, defaults, helpers):
     assert defaults == before
 
 
+@pytest.mark.parametrize("node", ["controller-1", None], ids=["node", "master"])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault['at']} {fault['pillar']}"[:70])
-def test_a_fault_is_one_sentence_that_names_its_place(resolve, fault):
-    if fault.get("ok"):
-        resolve(fault["pillar"])
+def test_a_fault_is_one_sentence_that_names_its_place(resolve, fault, node):
+    if fault.get("ok") or (fault.get("seen_by") == "node" and not node):
+        resolve(fault["pillar"], node=node)
         return
     with pytest.raises(CommandExecutionError) as raised:
-        resolve(fault["pillar"])
+        resolve(fault["pillar"], node=node)
     (sentence,) = raised.value.errors
     assert sentence.startswith(f"kubernetes_controller{':' * bool(fault['at'])}{fault['at']}: "), sentence
     assert sentence.endswith((".", "Quote it.")), sentence
@@ -363,6 +364,14 @@ def test_a_binary_that_is_not_fetched_is_not_the_formulas(resolve):
     assert "kube-scheduler" not in [row["name"] for row in cfg["downloads"]]
 
 
+@pytest.mark.parametrize("layer", [{}, {"scheduler": {"enabled": False}}, EXTERNAL], ids=["all", "no scheduler", "no etcd"])
+def test_the_release_of_what_still_runs_stays_though_it_is_not_declared_any_more(resolve, layer):
+    cfg = resolve(layer)
+    homes = ["kubernetes-etcd", "kubernetes", "kube-controller-manager", "kube-scheduler"]
+    for row in [*cfg["releases"], *cfg["downloads"]]:
+        assert row["homes"] == [f"/var/lib/{home}" for home in homes]
+
+
 # -- load -------------------------------------------------------------------------------------------------------------
 
 
@@ -371,8 +380,9 @@ def loaded(minion, declared):
     """Return a function: k8s_config.load on a minion whose tap0 has controller-1's address."""
     facts = {"tap0": {"up": True, "inet": [{"address": "10.8.0.101"}], "inet6": [{"address": "fd00::1"}]}, "lo": {"up": True}}
 
-    def load(layer=None, defaults=None, **kw):
-        one = minion({"kubernetes_controller": {**declared, **(layer or {})}}, **kw)
+    def load(layer=None, defaults=None, synced_now=False, **kw):
+        again = {"kubernetes_controller_synced": True} if synced_now else {}
+        one = minion({"kubernetes_controller": {**declared, **(layer or {})}, **again}, **kw)
         one.fake("network.interfaces", return_value=facts)
         return one.modules["k8s_config.load"](defaults)
 
@@ -400,3 +410,25 @@ def test_load_tells_faults_instead_of_raising(loaded):
 
 def test_modules_of_another_version_than_the_defaults_are_stale(loaded, defaults):
     assert loaded(defaults={**defaults, "version": "9.9.9"})["stale"] is True
+
+
+class Broken(dict):
+    """Defaults that the modules do not understand; what they say of it is a secret."""
+
+    def items(self):
+        raise KeyError("c2VjcmV0")
+
+
+@pytest.mark.parametrize("master", [False, True], ids=["node", "master"])
+@pytest.mark.parametrize(
+    ("synced", "test", "stale"),
+    [(False, False, True), (True, False, False), (False, True, False), (True, True, False)],
+    ids=["first round", "synced", "testmode", "synced testmode"],
+)
+def test_what_is_not_understood_is_an_error_unless_a_sync_may_heal_it(loaded, defaults, master, synced, test, stale):
+    answer = loaded(defaults=Broken(defaults), synced_now=synced, test=test, master=master)
+    assert answer.get("stale", False) is stale
+    (sentence,) = answer["errors"]
+    assert sentence.startswith("the pillar of kubernetes_controller is not understood (KeyError in k8s_config.")
+    assert "saltutil.sync_all" in sentence
+    assert "c2VjcmV0" not in sentence
