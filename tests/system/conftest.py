@@ -118,6 +118,11 @@ class Cluster:
         """Run an orchestration on the master; return the finished process."""
         return self.lab.salt_run(*sls, *args, check=False, timeout=900)
 
+    def lab_up(self):
+        """Run the first command of the README for this lab; return the finished process."""
+        words = [ROOT / "lab/lab", "--name", self.lab.name, "up"]
+        return subprocess.run(words, capture_output=True, text=True, check=False, timeout=900)
+
     def steps(self, *args, sls=DEPLOY):
         """Run an orchestration on the master; return its own States."""
         said = self.orchestrate("--out=json", *args, sls=sls).stdout

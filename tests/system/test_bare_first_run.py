@@ -140,6 +140,24 @@ def test_plain_state_apply_on_all_nodes_at_once_leads_to_a_healthy_control_plane
     assert_healthy(bare)
 
 
+def test_the_command_of_the_readme_leads_there_shows_it_and_can_be_repeated(bare):
+    """``./lab/lab up``, whose first half, which boots nodes, is in test_lab.py."""
+    for count, end in ((1, "12 components changed"), (0, "0 components changed")):
+        done = bare.lab_up()
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = done.stdout.splitlines()
+        for node in bare.nodes:
+            for component in HOMES:
+                told = [line for line in lines if line.startswith(f"{node.name} ") and line.split()[1:2] == [component]]
+                assert len(told) == count, told
+                assert all(line.endswith("new serving") for line in told)
+        assert end in done.stdout
+        assert done.stdout.count("ok  https://") == len(HOMES) * len(bare.nodes)
+        assert "Server Version: v" in done.stdout
+        words = [line.partition(f"--name {bare.lab.name} ")[2].split() for line in lines[lines.index("Try") + 1 :]]
+        assert [word[0] for word in words] == ["kubectl", "salt", "exec"]
+
+
 def test_a_minion_that_is_killed_in_the_middle_of_the_first_rollout_is_finished_by_the_next_run(bare):
     bare.make_pki()
     struck = bare.nodes[1]

@@ -429,6 +429,6 @@ def test_what_is_not_understood_is_an_error_unless_a_sync_may_heal_it(loaded, de
     answer = loaded(defaults=Broken(defaults), synced_now=synced, test=test, master=master)
     assert answer.get("stale", False) is stale
     (sentence,) = answer["errors"]
-    assert sentence.startswith("the pillar of kubernetes_controller is not understood (KeyError in k8s_config.")
+    assert sentence.startswith("the pillar of kubernetes_controller is not understood (KeyError in k8s_declared.py, over, line ")
     assert "saltutil.sync_all" in sentence
     assert "c2VjcmV0" not in sentence
