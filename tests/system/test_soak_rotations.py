@@ -135,7 +135,7 @@ def recover(world):
     world.lab.boot()
     for node in world.cluster.nodes:
         node.exec(["systemctl", "start", "salt-minion"], check=False)
-    world.cluster.wait_for("the end of the orchestration", lambda: not under_way(world), 600)
+    world.cluster.wait_for("the end of the orchestration", lambda: not under_way(world), 1800)  # it may go on to the last step
     deaths.minions_answer(world, world.cluster.nodes)
     quiet = ["saltutil.is_running", "state.*"]
     world.cluster.wait_for("the end of what still runs", lambda: not any(world.cluster.salt(*quiet).values()), 300)
