@@ -497,12 +497,12 @@ def _settings(settings, words, path, errors):
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", flag):
             errors.append(f"{path}:{flag}: not a flag name; write it without leading dashes.")
             continue
-        strange = [word for word in WORD.findall(json.dumps(value)) if word not in words]
+        strange = [word for word in WORD.findall(json.dumps(value, default=str)) if word not in words]
         if strange:
             errors.append(f"{path}:{flag}: {{{strange[0]}}} is no word{__salt__['k8s_declared.nearest'](strange[0], words)}.")
         text = _flag_value(_fill(value, words))
         if text is None:
-            errors.append(f"{path}:{flag}: expected a string, number, boolean, list or dictionary of those, found {value!r}.")
+            errors.append(f"{path}:{flag}: expected a string, number, boolean, list or dictionary of those.")
             continue
         if "\n" in text:
             errors.append(f"{path}:{flag}: a flag cannot have a line break.")

@@ -47,7 +47,7 @@ ABOVE_ZERO = [
 ]
 UNITS = {"_s": " seconds", "_mib": " MiB", "days_remaining": " days", "days_warning": " days", "consecutive": " answers"}
 MOST_DAYS = 36500  # a date has no room for a year of five digits
-LONG = 32  # characters of a text that is shown; a key has more
+LONG = 21  # characters of a text that is shown; a key in base64 has more
 LEAST_SERVICES = 8  # addresses that the API server wants to have for services
 USAGES = ("serverAuth", "clientAuth")
 ROW_SOURCES = ("pki", "yaml", "text", "config", "encryption", "kubeconfig", "pillar")
@@ -61,9 +61,13 @@ KINDS = {
     "text": ("a string", lambda value: isinstance(value, str)),
     "name": ("the name of a file", lambda value: isinstance(value, str) and NAME.fullmatch(value)),
     "texts": ("a list of strings", lambda value: isinstance(value, list) and _all_text(value)),
+    "reference": (
+        "the name of certificate material",
+        lambda value: isinstance(value, str) and re.fullmatch(r"[\w{][\w.{}-]*", value),
+    ),
     "names": (
         "a name or a list of names",
-        lambda value: isinstance(value, str) or bool(value) and isinstance(value, list) and _all_text(value),
+        lambda value: value != [] and all(map(KINDS["reference"][1], value if isinstance(value, list) else [value])),
     ),
     "usages": (
         "a list of serverAuth or clientAuth",
@@ -104,8 +108,8 @@ KUBECONFIG = {
     "server": "text",
     "user": "text",
     "authority": "names",
-    "certificate": "text",
-    "key": "text",
+    "certificate": "reference",
+    "key": "reference",
     "cluster": "text",
     "embed": "switch",
 }
@@ -165,7 +169,7 @@ def _open(path):
 def _merge(default, given, path, errors):
     """Return ``given`` over ``default``; faults are appended to ``errors`` with their path."""
     if not isinstance(given, dict):
-        errors.append(f"{path}: expected a dictionary, found {given!r}.")
+        errors.append(f"{path}: expected a dictionary, found {_outline(given)}.")
         return copy.deepcopy(default)
     merged = copy.deepcopy(default)
     for key, value in ((str(key), value) for key, value in given.items()):
@@ -214,7 +218,7 @@ def _wrong_type(default, value, path):
     if ok:
         return None
     hint = ". Quote it" if wanted is str and isinstance(value, (int, float)) else ""
-    return f"expected {names[wanted]}, found {value!r}{hint}"
+    return f"expected {names[wanted]}, found {_outline(value)}{hint}"
 
 
 # -- validation -------------------------------------------------------------------------------------------------------
@@ -225,7 +229,7 @@ def _faults(cfg, node):
     faults = []
     for key, release in (("release", cfg["release"]), ("etcd:release", cfg["etcd"]["release"])):
         if not re.fullmatch(r"\d+\.\d+\.\d+([-+][0-9A-Za-z.]+)?", release):
-            faults.append(f"{PILLAR}:{key}: {release!r} is not a release, expected something like 1.37.2.")
+            faults.append(f"{PILLAR}:{key}: {_outline(release)} is not a release, expected something like 1.37.2.")
     for key in ("pod_cidr", "service_cidr"):
         for part in cfg["cluster"][key].split(","):
             try:
@@ -242,20 +246,20 @@ def _faults(cfg, node):
         if path.endswith("port") and not 0 < value < 65536:
             faults.append(f"{PILLAR}:{path}: {value} is not a port.")
         if path.rpartition(":")[2] in PLACES and not value.startswith("/"):
-            faults.append(f"{PILLAR}:{path}: {value!r} is not an absolute path.")
+            faults.append(f"{PILLAR}:{path}: {_outline(value)} is not an absolute path.")
     faults += _number_faults(cfg)
     for path, allowed in CHOICES.items():
         section, _, key = path.rpartition(":")
         value = salt.utils.data.traverse_dict(cfg, section)[key]
         if value not in allowed:
-            faults.append(f"{PILLAR}:{path}: {value!r}, expected {' or '.join(allowed)}.")
+            faults.append(f"{PILLAR}:{path}: {_outline(value)}, expected {' or '.join(allowed)}.")
     if cfg["pki"]["algorithm"] not in KEY_SIZES_BITS:
-        faults.append(f"{PILLAR}:pki:algorithm: {cfg['pki']['algorithm']!r}, expected ec or rsa.")
+        faults.append(f"{PILLAR}:pki:algorithm: {_outline(cfg['pki']['algorithm'])}, expected ec or rsa.")
     elif cfg["pki"]["key_size_bits"] not in (sizes := KEY_SIZES_BITS[cfg["pki"]["algorithm"]]):
         faults.append(f"{PILLAR}:pki:key_size_bits: {cfg['pki']['key_size_bits']}, expected one of {', '.join(map(str, sizes))}.")
     for name in cfg["rollout"]["ignore"]:
         if name not in IGNORABLE:
-            faults.append(f"{PILLAR}:rollout:ignore: no such refusal as {name!r}{nearest(name, IGNORABLE)}.")
+            faults.append(f"{PILLAR}:rollout:ignore: no such refusal as {_outline(name)}{nearest(name, IGNORABLE)}.")
     faults += _place_faults(cfg) + _controller_faults(cfg) + _table_faults(cfg)
     if not faults and node:
         faults += _node_faults(cfg, node)
@@ -263,7 +267,7 @@ def _faults(cfg, node):
         faults.append(f"{PILLAR}:etcd:servers: empty. Name the URLs of an etcd cluster, or set {PILLAR}:etcd:managed to true.")
     for server in cfg["etcd"]["servers"]:
         if not str(server).startswith("https://"):
-            faults.append(f"{PILLAR}:etcd:servers: {server!r} is not an https URL, such as https://10.8.0.101:2379.")
+            faults.append(f"{PILLAR}:etcd:servers: {_outline(server)} is not an https URL, such as https://10.8.0.101:2379.")
     return faults
 
 
@@ -285,7 +289,7 @@ def _place_faults(cfg):
             ports.setdefault(port, {})[name] = address
     kubeconfig = cfg["admin"]["kubeconfig"]
     if kubeconfig and not kubeconfig.startswith(("/", "{directory}/")):
-        faults.append(f"{PILLAR}:admin:kubeconfig: {kubeconfig!r} is not an absolute path.")
+        faults.append(f"{PILLAR}:admin:kubeconfig: {_outline(kubeconfig)} is not an absolute path.")
     return faults
 
 
@@ -308,7 +312,12 @@ def _number_faults(cfg):
         if path.endswith("days_valid"):
             if not KINDS["days"][1](value):
                 faults.append(f"{PILLAR}:{path}: {value}, expected {KINDS['days'][0]}.")
-        elif not path.endswith(("port", "_bits")) and not (value > 0 if above else value >= 0) or not math.isfinite(value):
+        elif (
+            not path.endswith(("port", "_bits"))
+            and not (value > 0 if above else value >= 0)
+            or isinstance(value, float)
+            and not math.isfinite(value)
+        ):
             unit = next((unit for ending, unit in UNITS.items() if path.endswith(ending)), "")
             least = ("1 or more" if isinstance(value, int) else "more than 0") if above else "0 or more"
             faults.append(f"{PILLAR}:{path}: {value}, expected {least}{unit}.")
@@ -333,19 +342,23 @@ def _scalars(cfg):
         if not isinstance(value, dict):
             yield key, value
         elif not _open(f"{PILLAR}:{key}"):
-            yield from ((f"{key}:{inner}", found) for inner, found in value.items() if not isinstance(found, (dict, list)))
+            yield from (
+                (f"{key}:{inner}", found)
+                for inner, found in value.items()
+                if not isinstance(found, (dict, list)) and not _open(f"{PILLAR}:{key}:{inner}")
+            )
 
 
 def _table_faults(cfg):
     """Return a sentence for each row of an open table that has not the shape that the formula reads."""
     faults = []
-    for section in cfg["unit"]:
+    units = {"unit": cfg["unit"], **{f"{key}:unit": cfg[key]["unit"] for key in COMPONENTS}}
+    for path, section, options in ((path, *item) for path, unit in units.items() for item in unit.items()):
         if section not in SECTIONS:
-            faults.append(f"{PILLAR}:unit:{section}: no such key{nearest(section, SECTIONS)}.")
+            faults.append(f"{PILLAR}:{path}:{section}: no such key{nearest(section, SECTIONS)}.")
+        elif not isinstance(options, dict):
+            faults.append(f"{PILLAR}:{path}:{section}: expected a dictionary, found {_outline(options)}.")
     for key in COMPONENTS:
-        for section in cfg[key]["unit"]:
-            if section not in SECTIONS:
-                faults.append(f"{PILLAR}:{key}:unit:{section}: no such key{nearest(section, SECTIONS)}.")
         for name, row in cfg[key]["files"].items():
             faults += _file_faults(name, row, f"{PILLAR}:{key}:files:{name}", key)
         for name, pair in cfg[key]["pairs"].items():
@@ -452,7 +465,9 @@ def _outline(value):
         return f"a dictionary of {', '.join(map(str, value))}" if value else "an empty dictionary"
     if isinstance(value, list):
         return f"[{', '.join(map(_outline, value))}]"
-    return f"a text of {len(value)} characters" if isinstance(value, str) and len(value) > LONG else repr(value)
+    if not isinstance(value, str) or len(value) <= LONG and "@" not in value or re.fullmatch(r"https?://[\w.:/-]*", value):
+        return repr(value)
+    return f"a text of {len(value)} characters"
 
 
 def _controller_faults(cfg):
@@ -461,7 +476,7 @@ def _controller_faults(cfg):
     faults, seen = [], {}
     for minion, address in cfg["controllers"].items():
         if not isinstance(address, str) or not salt.utils.network.is_ip(address):
-            faults.append(f"{PILLAR}:controllers:{minion}: {address!r} is not an IP address.")
+            faults.append(f"{PILLAR}:controllers:{minion}: {_outline(address)} is not an IP address.")
             continue
         if address in seen:
             faults.append(f"{PILLAR}:controllers:{minion}: {address} belongs to {seen[address]} already.")

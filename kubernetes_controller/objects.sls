@@ -9,7 +9,9 @@ include:
 
 {%- for name, document in cfg.objects.items() %}
 
-{{ document.kind }} {{ document.metadata.name }} is in the cluster:
+{%- set where = document.metadata.namespace ~ "/" if document.metadata.namespace is defined else "" %}
+
+{{ (document.kind ~ " " ~ where ~ document.metadata.name ~ " is in the cluster") | json }}:
   k8s_object.applied:
     - name: {{ name }}
     - api: {{ cfg.components["kube-apiserver"].api | json }}

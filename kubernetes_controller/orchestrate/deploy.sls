@@ -111,9 +111,9 @@ Every component of every controller serves:
 The operator has a kubeconfig on the master:
   k8s_kubeconfig.managed:
     - name: {{ cfg.admin.kubeconfig }}
-    - server: {{ cfg.admin.server }}
-    - cluster: {{ cfg.cluster.name }}
-    - user: {{ cfg.admin.user }}
+    - server: {{ cfg.admin.server | json }}
+    - cluster: {{ cfg.cluster.name | json }}
+    - user: {{ cfg.admin.user | json }}
     - authority: {{ cfg.admin.authority }}
     - certificate: {{ cfg.admin.certificate }}
     - key: {{ cfg.admin.key }}
