@@ -307,46 +307,30 @@ def _listens(cfg, key):
 def _number_faults(cfg):
     """Return a sentence for each number that is less than it can be."""
     faults = []
-    for path, value in _numbers(cfg):
+    for path, value in _scalars(cfg):
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            continue
         above = any(re.fullmatch(pattern, path) for pattern in ABOVE_ZERO)
         if path.endswith("days_valid"):
             if not KINDS["days"][1](value):
                 faults.append(f"{PILLAR}:{path}: {value}, expected {KINDS['days'][0]}.")
-        elif (
-            not path.endswith(("port", "_bits"))
-            and not (value > 0 if above else value >= 0)
-            or isinstance(value, float)
-            and not math.isfinite(value)
-        ):
+        elif not path.endswith(("port", "_bits")) and not (0 < value < math.inf if above else 0 <= value < math.inf):
             unit = next((unit for ending, unit in UNITS.items() if path.endswith(ending)), "")
             least = ("1 or more" if isinstance(value, int) else "more than 0") if above else "0 or more"
             faults.append(f"{PILLAR}:{path}: {value}, expected {least}{unit}.")
     return faults
 
 
-def _numbers(tree, above=""):
-    """Yield path and value of the numbers of the configuration that are not in an open table."""
+def _scalars(tree, above=""):
+    """Yield path and value of the scalars of the configuration that are not in an open table."""
     for key, value in tree.items():
         path = f"{above}{key}"
         if _open(f"{PILLAR}:{path}"):
             continue
         if isinstance(value, dict):
-            yield from _numbers(value, f"{path}:")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield from _scalars(value, f"{path}:")
+        elif not isinstance(value, list):
             yield path, value
-
-
-def _scalars(cfg):
-    """Yield path and value of the scalars of the configuration's two upper levels."""
-    for key, value in cfg.items():
-        if not isinstance(value, dict):
-            yield key, value
-        elif not _open(f"{PILLAR}:{key}"):
-            yield from (
-                (f"{key}:{inner}", found)
-                for inner, found in value.items()
-                if not isinstance(found, (dict, list)) and not _open(f"{PILLAR}:{key}:{inner}")
-            )
 
 
 def _table_faults(cfg):

@@ -110,13 +110,13 @@ Every component of every controller serves:
 
 The operator has a kubeconfig on the master:
   k8s_kubeconfig.managed:
-    - name: {{ cfg.admin.kubeconfig }}
+    - name: {{ cfg.admin.kubeconfig | json }}
     - server: {{ cfg.admin.server | json }}
     - cluster: {{ cfg.cluster.name | json }}
     - user: {{ cfg.admin.user | json }}
-    - authority: {{ cfg.admin.authority }}
-    - certificate: {{ cfg.admin.certificate }}
-    - key: {{ cfg.admin.key }}
+    - authority: {{ cfg.admin.authority | json }}
+    - certificate: {{ cfg.admin.certificate | json }}
+    - key: {{ cfg.admin.key | json }}
     - keep: {{ cfg.pki.directory }}
     - require:
       - sls: kubernetes_controller.orchestrate.pki
