@@ -36,6 +36,7 @@ SECTIONS = ("Unit", "Service", "Install")
 PHASES = [["apiserver", "objects", "links"], ["controller_manager", "scheduler"]]
 # What has to serve on a node before the next component is started there.
 AFTER = {"kube-apiserver": "etcd", "kube-controller-manager": "kube-apiserver", "kube-scheduler": "kube-apiserver"}
+LONGEST_NAME = 64  # of a certificate's subject: ub-common-name of X.520
 SECRET_SOURCES = ("encryption", "kubeconfig", "pillar")
 WORD = re.compile(r"\{([a-z_]+)\}")
 
@@ -171,6 +172,8 @@ def resolve(defaults, pillar, node=None):
             "encryption_keys": sorted(set(_encryption_keys(cfg["encryption"]))),
             "by_hand": _by_hand(cfg),
         }
+        if errors := _subject_faults(cfg["pki"]):
+            raise ConfigError(errors)
     else:
         _components(cfg, errors)
         if errors:
@@ -275,6 +278,24 @@ def _certificates(cfg, minion):
             }
         )
     return rows
+
+
+def _subject_faults(pki):
+    """Return a sentence for each CA and certificate that cannot be made as it is named, once the words are filled in."""
+    faults, places, here = [], {}, f"{PILLAR}:pki:"
+    subjects = [(f"{here}authorities:{name}", row) for name, row in pki["authorities"].items()]
+    for row in pki["certificates"]:
+        subjects.append((f"{here}certificates:{row['name']}", row))
+        if places.setdefault(row["path"], row["name"]) != row["name"]:
+            faults.append(f"{subjects[-1][0]}: is the same file as {places[row['path']]}, by {here}files; each needs its own.")
+    for path, row in subjects:
+        for key, value in ((key, row[key]) for key in ("common_name", "organization") if key in row):
+            if not 0 < len(value) <= LONGEST_NAME:
+                faults.append(f"{path}:{key}: {len(value)} characters, expected 1 to {LONGEST_NAME}.")
+        for san in row.get("sans", []):
+            if not san.isascii():
+                faults.append(f"{path}:sans: {san.partition(':')[2]!r} is not in ASCII; write a name as DNS has it.")
+    return list(dict.fromkeys(faults))  # what is wrong with a row is wrong on each node
 
 
 def _made_here(cfg, name):

@@ -6,6 +6,7 @@ import copy
 import difflib
 import ipaddress
 import math
+import posixpath
 import re
 
 import salt.utils.data
@@ -247,6 +248,8 @@ def _faults(cfg, node):
             faults.append(f"{PILLAR}:{path}: {value} is not a port.")
         if path.rpartition(":")[2] in PLACES and not value.startswith("/"):
             faults.append(f"{PILLAR}:{path}: {_outline(value)} is not an absolute path.")
+        elif path.rpartition(":")[2] in PLACES and value != posixpath.normpath(value):
+            faults.append(f"{PILLAR}:{path}: {_outline(value)} is not in its plain form; write {posixpath.normpath(value)}.")
     faults += _number_faults(cfg)
     for path, allowed in CHOICES.items():
         section, _, key = path.rpartition(":")
@@ -279,6 +282,8 @@ def _place_faults(cfg):
     for home, keys in homes.items():
         if len(keys) > 1:
             faults.append(f"{PILLAR}: {' and '.join(keys)} have the same conf_dir {home}; each needs its own.")
+    if cfg["release_dir"] == cfg["etcd"]["release_dir"]:
+        faults.append(f"{PILLAR}:etcd:release_dir: {cfg['release_dir']} is {PILLAR}:release_dir already; each needs its own.")
     ports = {}
     for key in COMPONENTS:
         for name, address, port in _listens(cfg, key):
@@ -290,6 +295,11 @@ def _place_faults(cfg):
     kubeconfig = cfg["admin"]["kubeconfig"]
     if kubeconfig and not kubeconfig.startswith(("/", "{directory}/")):
         faults.append(f"{PILLAR}:admin:kubeconfig: {_outline(kubeconfig)} is not an absolute path.")
+    if cfg["admin"]["server"] and not cfg["admin"]["server"].startswith("https://"):
+        faults.append(f"{PILLAR}:admin:server: {_outline(cfg['admin']['server'])} is no URL, such as https://10.8.0.101:6443.")
+    host = cfg["endpoint"]["host"]
+    if host and not salt.utils.network.is_ip(host) and not NAME.fullmatch(host):
+        faults.append(f"{PILLAR}:endpoint:host: {_outline(host)} is no name and no address; the port is {PILLAR}:endpoint:port.")
     return faults
 
 
@@ -342,6 +352,12 @@ def _table_faults(cfg):
             faults.append(f"{PILLAR}:{path}:{section}: no such key{nearest(section, SECTIONS)}.")
         elif not isinstance(options, dict):
             faults.append(f"{PILLAR}:{path}:{section}: expected a dictionary, found {_outline(options)}.")
+        else:
+            faults += [
+                f"{PILLAR}:{path}:{section}:{option}: an option cannot have a line break; a list is written once per entry."
+                for option, value in options.items()
+                if any("\n" in str(part) for part in [option, *(value if isinstance(value, list) else [value])])
+            ]
     for key in COMPONENTS:
         for name, row in cfg[key]["files"].items():
             faults += _file_faults(name, row, f"{PILLAR}:{key}:files:{name}", key)
@@ -354,12 +370,16 @@ def _table_faults(cfg):
     for name, row in cfg["pki"]["certificates"].items():
         here = f"{PILLAR}:pki:certificates:{name}"
         faults += _row_faults(row, CERTIFICATE, here, required=("authority", "usage", "common_name"))
+        if isinstance(row, dict) and row.get("authority") == "signer" and not cfg["pki"]["authorities"]["signer"]["enabled"]:
+            faults.append(f"{here}:authority: signer is off, by {PILLAR}:pki:authorities:signer:enabled.")
     for table, kind in (("pki:files", "name"), ("binaries:checksums", "text"), ("etcd:checksums", "text")):
         section, _, key = table.partition(":")
         for name, value in cfg[section][key].items():
             faults += _value_faults(value, kind, f"{PILLAR}:{table}:{name}")
     if not _all_text(cfg["binaries"]["names"]):
         faults.append(f"{PILLAR}:binaries:names: expected a list of strings, found {_outline(cfg['binaries']['names'])}.")
+    elif len(set(cfg["binaries"]["names"])) < len(cfg["binaries"]["names"]):
+        faults.append(f"{PILLAR}:binaries:names: a name is there twice in {_outline(cfg['binaries']['names'])}.")
     for name, document in cfg["objects"].items():
         named = isinstance(document, dict) and isinstance(document.get("metadata"), dict) and "name" in document["metadata"]
         if not named or not {"apiVersion", "kind"} <= set(document):
@@ -372,8 +392,9 @@ def _file_faults(name, row, here, component):
     if not NAME.fullmatch(name) or name in ("start", "unit"):
         return [f"{here}: not a file name that a generation can have."]
     sources = [source for source in ROW_SOURCES if source in (row if isinstance(row, dict) else {})]
-    if len(sources) != 1 or set(row) - set(FILE):
-        return [f"{here}: expected exactly one of {', '.join(ROW_SOURCES)} (and {' or '.join(ROW_OPTIONS)})."]
+    if len(sources) != 1 and not (isinstance(row, dict) and set(row) - set(FILE)):
+        found = f"has {' and '.join(sources)} (null takes one away), " if sources else ""
+        return [f"{here}: {found}expected exactly one of {', '.join(ROW_SOURCES)} (and {' or '.join(ROW_OPTIONS)})."]
     if sources == ["config"] and component != "scheduler":
         return [f"{here}:config: {component} has no key `config`, only the scheduler has; write the content as yaml."]
     faults = _row_faults(row, FILE, here)
@@ -462,6 +483,8 @@ def _controller_faults(cfg):
         if not isinstance(address, str) or not salt.utils.network.is_ip(address):
             faults.append(f"{PILLAR}:controllers:{minion}: {_outline(address)} is not an IP address.")
             continue
+        if address != str(ipaddress.ip_address(address)):
+            faults.append(f"{PILLAR}:controllers:{minion}: write {address} as {ipaddress.ip_address(address)}.")
         if address in seen:
             faults.append(f"{PILLAR}:controllers:{minion}: {address} belongs to {seen[address]} already.")
         seen[address] = minion

@@ -834,7 +834,7 @@ def test_what_the_operator_puts_into_a_share_for_a_row_of_his_stays_there(node, 
     assert node.state("k8s_pki.managed", **pki(layer)).changes == {}
 
 
-def test_what_is_brought_in_der_and_a_name_that_no_certificate_has_are_sentences(node, testmode, pki, tmp_path):
+def test_what_is_brought_in_der_and_a_row_that_no_certificate_can_have_are_sentences(node, testmode, pki, tmp_path):
     layer = {"pki": {"authorities": {"front-proxy": {"managed": False}}}}
     brought = tmp_path / "pki/brought"
     brought.mkdir(parents=True)
@@ -842,8 +842,9 @@ def test_what_is_brought_in_der_and_a_name_that_no_certificate_has_are_sentences
         (brought / name).write_bytes(bytes([0x30, 0x82, 0xFF]))
     ret = node.state("k8s_pki.managed", test=testmode, **pki(layer))
     assert (ret.result, ret.comment) == (False, f"{brought}/front-proxy-ca.crt: not a text (DER?). Put PEM there.")
-    strange = {"endpoint": {"host": "k\u00fcbe.example.com"}}
-    ret = node.state("k8s_pki.managed", **pki(strange))
+    strange = pki()
+    strange["pki"]["certificates"][0]["sans"].append("DNS:k\u00fcbe.example.com")
+    ret = node.state("k8s_pki.managed", **strange)
     assert ret.result is False
     assert "not to be made as kubernetes_controller:pki declares: " in ret.comment
 
