@@ -14,7 +14,7 @@ from pathlib import Path
 from . import binaries, image, master, network
 from .cgroup import Cgroup
 from .node import Node, power_off, unmount
-from .shell import LabError, run, say
+from .shell import LabError, run, say, shared_with_commands
 
 STATE = Path("/var/lib/kubernetes-controller-lab")
 LOCKS = Path("/run/kubernetes-controller-lab")
@@ -66,7 +66,11 @@ class Lab:
 
     @contextlib.contextmanager
     def _alone(self):
-        """Hold the lab's lock, which dies with its holder: two verbs that change a lab go one after the other."""
+        """
+        Hold the lab's lock: two verbs that change a lab go one after the other.
+
+        It dies with its holder and the last command of that.
+        """
         LOCKS.mkdir(parents=True, exist_ok=True)
         path, told = LOCKS / self.name, False
         while True:
@@ -81,7 +85,8 @@ class Lab:
                     continue
                 # `down` removes the file: a lock on a removed file protects from nobody.
                 if path.exists() and os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
-                    yield path
+                    with shared_with_commands(lock):
+                        yield path
                     return
 
     # Life

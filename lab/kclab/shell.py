@@ -1,10 +1,13 @@
 """What every part of the lab needs to talk to the operator and to run commands."""
 
+import contextlib
 import subprocess
 import sys
+import threading
 import time
 
 _STARTED = time.monotonic()
+_held = threading.local()
 
 
 class LabError(Exception):
@@ -20,6 +23,20 @@ def say(text):
     print(f"[{time.monotonic() - _STARTED:5.0f} s] {text}", file=sys.stderr, flush=True)
 
 
+@contextlib.contextmanager
+def shared_with_commands(lock):
+    """
+    Let the commands that ``run`` starts in this thread hold ``lock``, an open locked file, too.
+
+    A program that is killed leaves its last command behind; the lock is free when that has ended as well.
+    """
+    _held.descriptors = (lock.fileno(),)
+    try:
+        yield
+    finally:
+        _held.descriptors = ()
+
+
 def run(argv, **kw):
     """
     Run ``argv``, capture its output as text, and return the finished process.
@@ -32,6 +49,7 @@ def run(argv, **kw):
     if "stdout" not in kw and "stderr" not in kw:
         kw.setdefault("capture_output", True)
     kw.setdefault("text", True)
+    kw.setdefault("pass_fds", getattr(_held, "descriptors", ()))
     try:
         done = subprocess.run(argv, check=False, **kw)
     except FileNotFoundError as exc:

@@ -142,6 +142,22 @@ def test_boot_heals_a_lab_that_is_half_there(alone, damage):
     assert_all_answer(alone)
 
 
+def test_a_lab_is_changed_by_nobody_while_a_killed_command_still_runs_what_it_began(alone, tmp_path):
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    last = f"touch {begun}; sleep 1; touch {ended}"
+    program = f"from kclab.lab import Lab, run\nwith Lab({NAME!r})._alone(): run(['sh', '-c', {last!r}])"
+    changing = subprocess.Popen([sys.executable, "-c", program], cwd=CHECKOUT / "lab")
+    deadline = time.monotonic() + 30
+    while not begun.exists():
+        assert changing.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    changing.kill()
+    changing.wait()
+    assert not ended.exists()
+    with alone._alone():
+        assert ended.exists()
+
+
 def test_status_tells_what_runs(alone):
     (node,) = alone.nodes
     status = json.loads(command("status", "--json").stdout)
