@@ -71,6 +71,7 @@ class Formula:
             "k8s_config.start_script": self.config.start_script,
             "k8s_config.unit_text": self.config.unit_text,
             "k8s_kubeconfig.render": self.kubeconfig.render,
+            "k8s_certificate.fitting": lambda certificates, key: certificates,  # pki.sh makes pairs that fit
             "k8s_binary.checksum": lambda path: f"MARK-{os.path.basename(path)}.sha256-MARK",
         }
 
@@ -216,7 +217,7 @@ def _units(formula, cfg):
     lines = []
     for name, row in cfg["components"].items():
         path = f"/etc/systemd/system/{name}.service"
-        lines += [_here(path, formula.config.unit_text(row)), f"chmod 0644 {path}"]
+        lines += [_here(path, formula.config.unit_text(row)), f"chmod 0600 {path}"]
         lines.append(f"ln -s {path} /etc/systemd/system/multi-user.target.wants/")
     return lines
 
