@@ -164,6 +164,10 @@ def flag(number):
     return {"apiserver": {"settings": {"audit-log-maxage": 40 + number}}}
 
 
+def etcd_flag(number):
+    return {"etcd": {"settings": {"max-txn-ops": 128 + number}}}
+
+
 def never_ready(number):
     """A generation that starts and serves, but whose /readyz never says ok; another one each time, as failures are remembered."""
     return {
@@ -186,6 +190,7 @@ def other_release(number):
 KINDS = {
     "none": Kind(run=wait),
     "flag": Kind(pillar=flag),
+    "etcd": Kind(pillar=etcd_flag),
     "apply": Kind(pillar=flag, run=apply),
     "certificate": Kind(act=new_certificates("apiserver")),
     "client-certificate": Kind(act=new_certificates("apiserver-etcd-client")),
