@@ -4,6 +4,7 @@ Ask etcd by ``etcdctl``, as this node: with the identity that is live, or with t
 
 import base64
 import concurrent.futures
+import contextlib
 import json
 import os
 import re
@@ -145,12 +146,55 @@ def leads():
     if not row:
         return False
     try:
-        access = environment(row)
-        own = {"ETCDCTL_ENDPOINTS": access["ETCDCTL_ENDPOINTS"].split(",")[0]}
-        (said,) = json.loads(_run(row, ["endpoint", "status", "--write-out=json"], access | own))
-        return said["Status"]["leader"] == said["Status"]["header"]["member_id"]
+        return _leads(_status(row, environment(row)))
     except (KeyError, ValueError, CommandExecutionError):
         return False
+
+
+def hand_over(row):
+    """
+    Let another member lead where this node's does. Returns that member (str, hex), or None where this one did not lead.
+
+    A leader that stops hands over by itself, but is gone a tenth of a second later. What a member that has not heard of
+    it by then passes on to the former leader is lost, and the API answers that write with 500 after 7 s. A leader that
+    stays passes it on. None, too, where no other member takes over: the restart does what it can.
+
+    row
+        etcd's row of the configuration's ``components``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_etcdctl.hand_over "$ROW"
+    """
+    found = []
+    try:
+        access = environment(row)
+        if not _leads(_status(row, access)):
+            return None
+    except (KeyError, ValueError, CommandExecutionError):
+        return None
+    for server in whole(row)["ETCDCTL_ENDPOINTS"].split(",")[1:]:
+        with contextlib.suppress(KeyError, ValueError, CommandExecutionError):
+            status = _status(row, access | {"ETCDCTL_ENDPOINTS": server})
+            found.append((status["raftIndex"], format(status["header"]["member_id"], "x")))
+    for _, member in sorted(found, reverse=True):  # one that lags would have to catch up first, and no write is taken meanwhile
+        with contextlib.suppress(CommandExecutionError):
+            _run(row, ["move-leader", member], access)
+            return member
+    return None
+
+
+def _status(row, access):
+    """Return what one member says of itself; ``access`` names that one alone, or it comes first."""
+    own = {"ETCDCTL_ENDPOINTS": access["ETCDCTL_ENDPOINTS"].split(",")[0]}
+    (said,) = json.loads(_run(row, ["endpoint", "status", "--write-out=json"], access | own))
+    return said["Status"]
+
+
+def _leads(status):
+    return status["leader"] == status["header"]["member_id"]
 
 
 def _trouble(row, server, access):

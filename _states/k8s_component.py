@@ -299,6 +299,8 @@ def _take_up(component, changes, since):
         process = __salt__["k8s_component.process"](component["name"])
         if changes["process"] == f"restart ({CUT_OFF})" and (process["started"] or 0) > since:
             return
+        if how == "restart" and component["name"] == "etcd":
+            __salt__["k8s_etcdctl.hand_over"](component)
         __salt__["k8s_component.restart"](component["name"])
 
 

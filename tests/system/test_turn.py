@@ -125,3 +125,19 @@ def test_what_serves_is_adopted_under_the_turn_and_only_while_the_neighbours_are
     assert back.ok, back.failures
     assert cluster.processes()[key][0] == before[key][0]
     first.exec(["rm", "-r", home])
+
+
+def test_a_member_of_etcd_that_leads_hands_over_before_it_restarts(cluster, pillar):
+    def leads(node):
+        status = json.loads(etcdctl(node, "endpoint", "status", "--write-out=json"))[0]["Status"]
+        return status["leader"] == status["header"]["member_id"]
+
+    (leader,) = [node for node in cluster.nodes if leads(node)]
+    begun = leader.exec(["date", "+%s"]).stdout.strip()
+    pillar({"etcd": {"settings": {"max-txn-ops": 129}}})
+    applied = cluster.apply(sls="kubernetes_controller.etcd", target=leader.name)[leader.name]
+    assert applied.ok, applied.failures
+    assert applied.changes["etcd runs as declared"]["process"].startswith("restart")
+    said = leader.exec(["journalctl", "--no-pager", "-u", "etcd", "-o", "cat", f"--since=@{begun}"]).stdout
+    assert "skipped leadership transfer; local server is not leader" in said
+    assert not leads(leader)

@@ -17,6 +17,44 @@ def test_a_member_says_whether_it_leads(node, rows, tmp_path, leader, leads):
     assert node.modules["k8s_etcdctl.leads"]() is leads
 
 
+MEMBERS = """#!/bin/sh
+echo "$ETCDCTL_ENDPOINTS $*" >> {log}
+case "$ETCDCTL_ENDPOINTS $*" in
+*" endpoint status "*) ;;
+*"move-leader b") exit {b_refuses} ;;
+*) exit 0 ;;
+esac
+case $ETCDCTL_ENDPOINTS in
+*101:*) echo '[{{"Status": {{"header": {{"member_id": 10}}, "leader": {leader}, "raftIndex": 90}}}}]' ;;
+*102:*) echo '[{{"Status": {{"header": {{"member_id": 11}}, "leader": {leader}, "raftIndex": 90}}}}]' ;;
+*103:*) echo '[{{"Status": {{"header": {{"member_id": 12}}, "leader": {leader}, "raftIndex": 80}}}}]' ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("leader", "b_refuses", "asked"),
+    [(10, 0, ["b"]), (10, 1, ["b", "c"]), (11, 0, [])],
+    ids=["the next best takes over", "it does not, so another one", "this one does not lead"],
+)
+def test_a_leader_hands_over_to_the_member_that_lags_least(node, rows, tmp_path, leader, b_refuses, asked):
+    row = {**rows()["etcd"], "etcdctl": str(tmp_path / "etcdctl")}
+    node.modules["k8s_generation.promote"](row["home"], node.modules["k8s_generation.prepare"](row))
+    (tmp_path / "etcdctl").write_text(MEMBERS.format(log=tmp_path / "log", leader=leader, b_refuses=b_refuses))
+    (tmp_path / "etcdctl").chmod(0o755)
+    assert node.modules["k8s_etcdctl.hand_over"](row) == (asked[-1] if asked else None)
+    said = (tmp_path / "log").read_text().splitlines()
+    own = node.modules["k8s_etcdctl.environment"](row)["ETCDCTL_ENDPOINTS"]
+    moved = [line.split() for line in said if "move-leader" in line]
+    assert [(line[0], line[-1]) for line in moved] == [(own, member) for member in asked]
+
+
+def test_a_member_that_does_not_answer_hands_nothing_over(node, rows, tmp_path):
+    row = {**rows()["etcd"], "etcdctl": str(tmp_path / "none")}
+    node.modules["k8s_generation.promote"](row["home"], node.modules["k8s_generation.prepare"](row))
+    assert node.modules["k8s_etcdctl.hand_over"](row) is None
+
+
 @pytest.mark.parametrize("found", [{"components": {}}, {"stale": True, "errors": []}])
 def test_where_there_is_no_member_none_leads(node, found):
     node.fake("k8s_config.load", return_value=found)
