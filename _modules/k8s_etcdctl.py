@@ -178,7 +178,8 @@ def hand_over(row):
     for server in whole(row)["ETCDCTL_ENDPOINTS"].split(",")[1:]:
         with contextlib.suppress(KeyError, ValueError, CommandExecutionError):
             status = _status(row, access | {"ETCDCTL_ENDPOINTS": server})
-            found.append((status["raftIndex"], format(status["header"]["member_id"], "x")))
+            if not _leads(status):  # this node's member again, where it listens at several URLs
+                found.append((status["raftIndex"], format(status["header"]["member_id"], "x")))
     for _, member in sorted(found, reverse=True):  # one that lags would have to catch up first, and no write is taken meanwhile
         with contextlib.suppress(CommandExecutionError):
             _run(row, ["move-leader", member], access)
