@@ -25,7 +25,7 @@ case "$ETCDCTL_ENDPOINTS $*" in
 *) exit 0 ;;
 esac
 case $ETCDCTL_ENDPOINTS in
-*101:*) echo '[{{"Status": {{"header": {{"member_id": 10}}, "leader": {leader}, "raftIndex": 90}}}}]' ;;
+*101:* | *127.0.0.1:*) echo '[{{"Status": {{"header": {{"member_id": 10}}, "leader": {leader}, "raftIndex": 90}}}}]' ;;
 *102:*) echo '[{{"Status": {{"header": {{"member_id": 11}}, "leader": {leader}, "raftIndex": 90}}}}]' ;;
 *103:*) echo '[{{"Status": {{"header": {{"member_id": 12}}, "leader": {leader}, "raftIndex": 80}}}}]' ;;
 esac
@@ -47,6 +47,18 @@ def test_a_leader_hands_over_to_the_member_that_lags_least(node, rows, tmp_path,
     own = node.modules["k8s_etcdctl.environment"](row)["ETCDCTL_ENDPOINTS"]
     moved = [line.split() for line in said if "move-leader" in line]
     assert [(line[0], line[-1]) for line in moved] == [(own, member) for member in asked]
+
+
+def test_a_leader_that_listens_at_several_urls_hands_over_to_another_member_all_the_same(node, rows, tmp_path):
+    urls = ["https://10.8.0.101:2379", "https://127.0.0.1:2379"]
+    row = {**rows({"etcd": {"settings": {"listen-client-urls": urls}}})["etcd"], "etcdctl": str(tmp_path / "etcdctl")}
+    node.modules["k8s_generation.promote"](row["home"], node.modules["k8s_generation.prepare"](row))
+    (tmp_path / "etcdctl").write_text(MEMBERS.format(log=tmp_path / "log", leader=10, b_refuses=1))
+    (tmp_path / "etcdctl").chmod(0o755)
+    assert node.modules["k8s_etcdctl.hand_over"](row) == "c"
+    said = (tmp_path / "log").read_text()
+    assert "\nhttps://127.0.0.1:2379 --" in said, said
+    assert "move-leader a" not in said, said
 
 
 def test_a_member_that_does_not_answer_hands_nothing_over(node, rows, tmp_path):
