@@ -321,14 +321,14 @@ def _go_back(component, generation, changes, answer, before, turn):
     tried = f"generation {generation} ({changes['process']}) did not pass its gate in {answer['seconds']} s: {answer['said']}"
     if good in (None, generation):
         return f"{tried}. There is no other generation to go back to."
-    reload, since = changes["process"].startswith("reload"), time.monotonic()
-    __salt__["k8s_generation.promote"](home, good)
-    __salt__["k8s_component.install_unit"](component)
-    if reload:
-        __salt__["k8s_generation.touch"](home)
-    else:
-        __salt__["k8s_component.restart"](name)
-    back = __salt__["k8s_health.wait"](component, since=None if reload else since)
+    since = None if changes["process"].startswith("reload") else time.monotonic()
+    try:
+        _put_back(component, good, since)
+    except (CommandExecutionError, OSError) as exc:
+        said = f"{tried}. Generation {good} could not be put back: {exc}. As soon as that is mended, the same run does it"
+        _report(component, changes, answer, before, "not serving", said)
+        return said
+    back = __salt__["k8s_health.wait"](component, since=since)
     if not back["ok"]:
         said = f"{tried}. Generation {good} is back, but does not serve either: {back['said']}"
         _report(component, changes, back, before, "not serving", said)
@@ -339,10 +339,23 @@ def _go_back(component, generation, changes, answer, before, turn):
     elif turn and turn["handle"] and not __salt__["k8s_turn.held"](turn["handle"]):
         said += ". The turn was lost meanwhile (was this node cut off from etcd?), so the next run tries the generation again"
     else:
-        __salt__["k8s_generation.remember_failure"](home, generation, answer["said"])
+        try:
+            __salt__["k8s_generation.remember_failure"](home, generation, answer["said"])
+        except OSError as exc:
+            said += f". The next run tries the failed one again, as its failure could not be written down: {exc}"
     _settle(component, changes, turn)
     _report(component, changes, {**back, "away_s": answer["away_s"] + back["away_s"]}, before, "old serving", said)
     return said
+
+
+def _put_back(component, good, since):
+    """Let the process run from the good generation; without ``since`` it has only to read its files again."""
+    __salt__["k8s_generation.promote"](component["home"], good)
+    __salt__["k8s_component.install_unit"](component)
+    if since is None:
+        __salt__["k8s_generation.touch"](component["home"])
+    else:
+        __salt__["k8s_component.restart"](component["name"])
 
 
 def _remember(component):

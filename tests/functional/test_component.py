@@ -491,6 +491,35 @@ def test_a_failed_gate_fails_with_the_reason_and_leaves_good(scheduler):
     assert scheduler.links()["good"] == scheduler.digest(changed)
 
 
+@pytest.mark.parametrize("step", ["promote", "remember_failure"])
+def test_what_fails_while_going_back_does_not_hide_why(scheduler, step):
+    """As with no space left. What was tried, why it failed and what runs is said all the same, and a later run mends it."""
+    scheduler.run()
+    good, changed = scheduler.digest(), scheduler.declare({"settings": {"v": 4}})
+    real = scheduler.minion.modules[f"k8s_generation.{step}"].func
+
+    def full(home, name, *rest, **named):
+        if step == "remember_failure" or name == good:
+            raise OSError(28, "No space left on device", home)
+        return real(home, name, *rest, **named)
+
+    answer = {"ok": True, "said": "fine", "seconds": 1.0, "away_s": 0.0}
+    scheduler.minion.fake("k8s_health.wait", side_effect=[{**answer, "ok": False, "said": "no answer"}, answer])
+    fake = scheduler.minion.fake(f"k8s_generation.{step}", side_effect=full)
+    ret = scheduler.run(changed)
+    assert (ret.result, "did not pass its gate in 1.0 s: no answer." in ret.comment) == (False, True), ret.comment
+    assert f"No space left on device: '{scheduler.home}'" in ret.comment
+    if step == "promote":
+        assert f"Generation {good} could not be put back: " in ret.comment
+        assert scheduler.links() == {"live": scheduler.digest(changed), "good": good}
+    else:
+        assert f"Generation {good} is back and serves: fine. The next run tries the failed one again" in ret.comment
+    fake.side_effect = real
+    scheduler.minion.fake("k8s_health.wait", side_effect=[{**answer, "ok": False, "said": "no answer"}, answer])
+    assert f"Generation {good} is back and serves: fine" in scheduler.run(changed).comment
+    assert scheduler.links() == {"live": good, "good": good}
+
+
 @pytest.mark.parametrize("held", [True, False])
 def test_a_failure_is_remembered_unless_the_turn_was_lost_meanwhile(scheduler, held):
     scheduler.run()
