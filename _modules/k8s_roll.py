@@ -23,7 +23,8 @@ def plan(cfg, scheduled=False, test=False):
 
     Returns a dictionary:
 
-    - ``serving``: whether an API server may run somewhere; if so, the controllers are rolled one after another
+    - ``serving``: whether an API server may serve somewhere; if so, the controllers are rolled one after another. None does
+      where a managed etcd has too few members that run: one that is started alone waits for the others
     - ``installed``: whether anything of the formula is live somewhere; if so, all rehearse before any moves
     - ``phases``: a list of ``[names of SLS, minion ids in their order]``. What does not serve comes first, since the
       others wait for it, and etcd's leader goes last. API servers come before what asks them, and after it on the way
@@ -42,14 +43,16 @@ def plan(cfg, scheduled=False, test=False):
     # Functions of Salt's own, so that nodes without the formula's modules answer, too; one that does not answer may serve.
     runs = _ask(nodes, "service.status", "kube-apiserver")
     idle = [node for node in nodes if runs[node] is False]
-    serving = len(idle) < len(nodes)
-    installed = serving or True in _ask(nodes, "file.is_link", f"{cfg['conf_dir']}/live").values()
+    runs_somewhere = len(idle) < len(nodes)
+    lost = _lost_members(cfg, nodes) if runs_somewhere else []
+    serving = runs_somewhere and len(nodes) - len(lost) > len(nodes) // 2
+    installed = runs_somewhere or True in _ask(nodes, "file.is_link", f"{cfg['conf_dir']}/live").values()
     leads = _ask(nodes, "k8s_etcdctl.leads") if serving and cfg["etcd"]["managed"] else {}
     lives = _ask(nodes, "k8s_generation.release", cfg["conf_dir"]) if serving else {}
     back = not idle and any(_minor(live) > _minor(cfg["release"]) for live in lives.values())
     phases = sorted(cfg["phases"], key=lambda phase: (phase != ["etcd"], "apiserver" in phase)) if back else cfg["phases"]
     order = sorted(nodes, key=lambda node: node not in idle)
-    last = sorted(order, key=lambda node: leads.get(node) is True)
+    last = sorted(order, key=lambda node: (node not in lost, leads.get(node) is True))
     return {
         "serving": serving,
         "installed": installed,
@@ -63,6 +66,16 @@ def _ask(nodes, function, *arguments):
     """Return what each node answers, None where there is no answer."""
     answers = __salt__["saltutil.cmd"](nodes, function, tgt_type="list", arg=list(arguments), timeout=ANSWER_S)
     return {node: (answers.get(node) or {}).get("ret") for node in nodes}
+
+
+def _lost_members(cfg, nodes):
+    """Return the nodes where a managed etcd is installed, and does not run."""
+    if not cfg["etcd"]["managed"]:
+        return []
+    runs = _ask(nodes, "service.status", "etcd")
+    stopped = [node for node in nodes if runs[node] is False]
+    installed = _ask(stopped, "file.is_link", f"{cfg['etcd']['conf_dir']}/live") if stopped else {}
+    return [node for node in stopped if installed[node] is True]
 
 
 def _minor(release):

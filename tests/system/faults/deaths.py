@@ -272,6 +272,13 @@ def everything_down(world):
     return deploy(world)
 
 
+def without_quorum_rolled_out(world):
+    """Two members of etcd are down while every API server still runs; one correct rollout repairs it."""
+    for node in world.others:
+        node.exec(["systemctl", "stop", "etcd"])
+    return deploy(world)
+
+
 def without_quorum(world):
     """Two members of etcd are down: the run fails and says so; when they are back, the same run ends well."""
     for node in world.others:

@@ -107,6 +107,16 @@ DECLARATION = [
         file_of("scheduler", "kubeconfig", kubeconfig=None, text="kind: Garbage\n"), ci=True,
     ),
     Fault(
+        "garbage in the controller-manager's kubeconfig", (2,), "preflight",
+        ("kube-controller-manager 1.37.2 refuses it", 'no kind "Garbage" is registered'),
+        file_of("controller_manager", "kubeconfig", kubeconfig=None, text="kind: Garbage\n"),
+    ),
+    Fault(
+        "garbage in the encryption configuration", (2, 3), "preflight",
+        ("kubernetes_controller:apiserver:files:encryption.yaml",),
+        file_of("apiserver", "encryption.yaml", encryption=None, text="kind: Garbage\n"),
+    ),
+    Fault(
         "scheduler config of a removed API version", (2,), "preflight", ("kube-scheduler", "v1beta3"),
         {"scheduler": {"config": {"apiVersion": "kubescheduler.config.k8s.io/v1beta3"}}}, ci=True,
     ),
@@ -310,6 +320,10 @@ DEATHS = [
     Fault(
         "etcd without quorum", (4,), "gate", ("etcd",), over(GOOD_API_FLAG, QUICK_GATE), run=deaths.without_quorum,
         touched=WITH_API, outage=True,
+    ),
+    Fault(
+        "etcd without quorum, and a rollout", (4,), "one correct rollout", (), GOOD_API_FLAG,
+        run=deaths.without_quorum_rolled_out, serves="new", changed=API, nodes=3, outage=True,
     ),
 ]  # fmt: skip
 
