@@ -15,12 +15,11 @@ from salt.exceptions import CommandExecutionError
 
 LABEL = "kubernetes-controller-formula"
 PLAIN = "identity"  # what is written without encryption
-KINDS = ("encryption", "service-account", "client-ca", "front-proxy-ca", "etcd-ca")
 ENCRYPTION = "encryption-provider-config"
 SIGNS = {"kube-apiserver": "service-account-signing-key-file", "kube-controller-manager": "service-account-private-key-file"}
 # Certificates that a generation presents to other controllers, and who accepts them there.
 PRESENTS = {
-    "kube-apiserver": {"proxy-client-cert-file": "front-proxy-ca", "etcd-certfile": "etcd-ca"},
+    "kube-apiserver": {"tls-cert-file": "serving-ca", "proxy-client-cert-file": "front-proxy-ca", "etcd-certfile": "etcd-ca"},
     "etcd": {"cert-file": "etcd-ca", "peer-cert-file": "etcd-ca"},
 }
 TRUSTS_ETCD = {"kube-apiserver": ("etcd-cafile",), "etcd": ("trusted-ca-file", "peer-trusted-ca-file")}
@@ -97,6 +96,12 @@ def accepts(components, drafts=None):
         for flag in names
         if flags.get(name, {}).get(flag)
     ]
+    # With these a node asks whether its neighbours are ready.
+    serving = [
+        set(_authorities("serving-ca", os.path.join((drafts or {}).get(name) or f"{row['home']}/live", "ca.crt")))
+        for name, row in components.items()
+        if name != "etcd" and flags[name]
+    ]
     return {
         "encryption": [f"{resource} {key}" for resource, keys in encrypted.items() for *_, key in keys],
         "service-account": [
@@ -108,6 +113,7 @@ def accepts(components, drafts=None):
         "client-ca": _authorities("client-ca", api.get("client-ca-file", "")),
         "front-proxy-ca": _authorities("front-proxy-ca", api.get("requestheader-client-ca-file", "")),
         "etcd-ca": sorted(set.intersection(*etcd)) if etcd else [],
+        "serving-ca": sorted(set.intersection(*serving)) if serving else [],
     }
 
 

@@ -78,7 +78,7 @@ def test_nothing_but_fingerprints_is_published_and_only_what_changed(cluster, no
     assert key == "/kubernetes_controller/accepts/controller-1"
     record = json.loads(text)
     assert {kind: len(found) for kind, found in record.items()} == {
-        "encryption": 2, "service-account": 1, "client-ca": 2, "front-proxy-ca": 1, "etcd-ca": 1,
+        "encryption": 2, "service-account": 1, "client-ca": 2, "front-proxy-ca": 1, "etcd-ca": 1, "serving-ca": 1,
     }  # fmt: skip
     for found in record.values():
         assert all(re.fullmatch(r"(secrets )?([0-9a-f]{64}|identity)", one) for one in found)
@@ -237,6 +237,7 @@ def test_a_signing_key_that_the_own_api_server_does_not_take_is_refused(cluster,
     ("authority", "certificates", "says"),
     [
         ("kubernetes", ["controller-manager", "scheduler"], "the certificate of kube-controller-manager (kubeconfig) and"),
+        ("kubernetes", ["apiserver"], "the certificate of kube-apiserver (tls-cert-file)"),
         ("front-proxy", ["front-proxy-client"], "the certificate of kube-apiserver (proxy-client-cert-file)"),
         ("etcd", ["apiserver-etcd-client", "etcd-server", "etcd-peer"], "the certificate of kube-apiserver (etcd-certfile)"),
     ],
