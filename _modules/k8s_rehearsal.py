@@ -122,7 +122,7 @@ def perform(components, names):
     started, cast = time.monotonic(), _cast(components, names)
     tell(", ".join(names), "rehearsal", f"of {', '.join(cast[name] for name in names)} begins")
     deadline = started + asked["timeout_s"]
-    place = __salt__["k8s_stage.build"](sorted({row["address"] for row in components.values()}))
+    place = __salt__["k8s_stage.build"](_addresses(components))
     try:
         data = _data(components, asked, place)
         said = _play(components, cast, names, data, deadline)
@@ -160,6 +160,13 @@ def _with(row):
 def _is_without_api(row):
     """Tell whether this is a controller that has no API server beside it to be rehearsed with."""
     return row["name"] in CONTROLLERS and not (row["api"] and _live(row["api"]))
+
+
+def _addresses(components):
+    """Return the addresses (list of str) that the stage has: all those of the node, as a component may listen at any of them."""
+    own = [*__salt__["network.ip_addrs"](), *__salt__["network.ip_addrs6"]()]
+    found = {row["address"] for row in components.values()} | set(own)
+    return sorted(address for address in found if not address.lower().startswith("fe80"))
 
 
 def _data(components, asked, place):

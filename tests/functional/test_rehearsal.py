@@ -22,7 +22,7 @@ class Stage:
             minion.fake(f"k8s_component.{name}", return_value=value)
 
     def build(self, addresses):
-        self.up = True
+        self.up, self.addresses = True, addresses
         return str(self.place)
 
     def leave(self):
@@ -103,6 +103,13 @@ def test_what_differs_is_rehearsed_once_with_the_others_as_they_are_live(node, a
         assert dict(stage.started)["kube-scheduler"] == digest
         assert list(stamps(row)) == [digest]
         assert stamps(row)[digest]["data"] == "empty"
+
+
+def test_the_stage_has_all_addresses_of_the_node_as_a_component_may_listen_at_any(node, stage, live, declare):
+    node.fake("network.ip_addrs", return_value=["10.8.0.101", "192.0.2.5"])
+    node.fake("network.ip_addrs6", return_value=["2001:db8::5", "fe80::1"])
+    assert node.state(STATE, NAME, components=declare(CHANGED)).result is True
+    assert stage.addresses == ["10.8.0.101", "192.0.2.5", "2001:db8::5"]
 
 
 def test_a_pass_on_a_copy_of_the_data_is_remembered_as_one(node, stage, live, declare):
