@@ -261,7 +261,10 @@ def _turn(component, changes, generation):
         if "neighbours" not in component["ignore"]:
             __salt__["k8s_turn.neighbours_ready"](component, staged)
         if turn is not None and not __salt__["k8s_turn.held"](turn):
-            raise CommandExecutionError("the turn was lost while waiting (is this node cut off from etcd?); nothing was touched")
+            once = __salt__["k8s_skew.override"]("turn")
+            raise CommandExecutionError(
+                f"the turn was lost while waiting (is this node cut off from etcd?); nothing was touched. {once}"
+            )
         yield {"handle": turn}
     finally:
         if turn is not None:
@@ -315,7 +318,7 @@ def _gate(component, changes, since):
 
 def _go_back(component, generation, changes, answer, before, turn):
     """Put the good generation back, prove that it serves, and say what was tried, why it failed and what runs now."""
-    name, home = component["name"], component["home"]
+    home = component["home"]
     _begin(component, "go_back", answer["said"])
     good = __salt__["k8s_generation.links"](home)["good"]
     tried = f"generation {generation} ({changes['process']}) did not pass its gate in {answer['seconds']} s: {answer['said']}"
