@@ -446,7 +446,7 @@ def _components(cfg, errors):
             "settings": settings,
             "files": files,
             "pairs": {k: _fill(v, words) for k, v in declared["pairs"].items() if k in files},
-            "directories": _fill(declared["directories"], words),
+            "directories": _directories(declared["directories"], words, f"{PILLAR}:{key}:directories", errors),
             "unit": _unit(cfg["unit"], declared["unit"], words),
             "probe": declared["probe"],
             "gate": cfg["rollout"]["gate"],
@@ -518,9 +518,7 @@ def _settings(settings, words, path, errors):
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", flag):
             errors.append(f"{path}:{flag}: not a flag name; write it without leading dashes.")
             continue
-        strange = [word for word in WORD.findall(json.dumps(value, default=str)) if word not in words]
-        if strange:
-            errors.append(f"{path}:{flag}: {{{strange[0]}}} is no word{__salt__['k8s_declared.nearest'](strange[0], words)}.")
+        errors += _strange(value, words, f"{path}:{flag}")
         text = _flag_value(_fill(value, words))
         if text is None:
             errors.append(f"{path}:{flag}: expected a string, number, boolean, list or dictionary of those.")
@@ -529,6 +527,24 @@ def _settings(settings, words, path, errors):
             errors.append(f"{path}:{flag}: a flag cannot have a line break.")
         flags[flag] = text
     return flags
+
+
+def _directories(directories, words, path, errors):
+    """Return the directories with words filled in, as {path: mode}."""
+    filled = {}
+    for name, mode in directories.items():
+        place, strange = _fill(name, words), _strange(name, words, f"{path}:{name}")
+        errors += strange
+        if not strange and not place.startswith("/"):
+            errors.append(f"{path}:{name}: {'not' if place == name else f'means {place}, which is not'} an absolute path.")
+        filled[place] = mode
+    return filled
+
+
+def _strange(value, words, path):
+    """Return a sentence, as a list, where a word in braces is none."""
+    strange = [word for word in WORD.findall(json.dumps(value, default=str)) if word not in words]
+    return [f"{path}: {{{word}}} is no word{__salt__['k8s_declared.nearest'](word, words)}." for word in strange[:1]]
 
 
 def _flag_value(value):

@@ -76,7 +76,7 @@ def ports(row):
 def _existing(path):
     """Return the nearest directory on the way to ``path`` that is there."""
     while not os.path.isdir(path):
-        path = os.path.dirname(path)
+        path = os.path.dirname(path) or os.curdir
     return path
 
 

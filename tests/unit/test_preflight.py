@@ -495,6 +495,12 @@ def test_a_disk_with_too_little_room_is_named_with_its_directories(node, rows):
     assert found.endswith('once: pillar=\'{"kubernetes_controller": {"rollout": {"preflight": {"min_free_mib": 0}}}}\'.')
 
 
+@pytest.mark.parametrize("directory", ["", "x", "not/there", "/not/there", "//not/there"])
+def test_the_room_of_any_path_is_found(node, rows, directory):
+    row = rows()["kube-scheduler"] | {"directories": {directory: "0750"}}
+    assert node.modules["k8s_host.disk"]({"kube-scheduler": row}) == []
+
+
 @pytest.fixture
 def bound(node, rows):
     """Return a function: what is said of the scheduler's port, for an address, while this process listens there."""
