@@ -116,8 +116,9 @@ def _place(exc):
 
 
 def _addresses(facts):
-    """Return the IPv4 and IPv6 addresses (list of str) in what Salt tells of an interface."""
-    return [entry["address"] for family in ("inet", "inet6") for entry in facts.get(family) or []]
+    """Return the IPv4 and IPv6 addresses (list of str) in what Salt tells of an interface, the secondary ones last."""
+    entries = [{"type": family, **entry} for family in ("inet", "inet6") for entry in facts.get(family) or []]
+    return [entry["address"] for entry in [*entries, *(facts.get("secondary") or [])] if entry["type"] in ("inet", "inet6")]
 
 
 def resolve(defaults, pillar, node=None):
