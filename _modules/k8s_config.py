@@ -34,6 +34,14 @@ ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le", "s
 SECTIONS = ("Unit", "Service", "Install")
 # The order of a roll over nodes that serve: API servers first (Kubernetes' version-skew policy).
 PHASES = [["apiserver", "objects", "links"], ["controller_manager", "scheduler"]]
+# Flags that would part from what all else goes by: the word that says it, and the key of that.
+GOVERNED = {
+    "apiserver": {
+        "secure-port": ("port", "apiserver:port"),
+        "service-cluster-ip-range": ("service_cidr", "cluster:service_cidr"),
+    },
+    "controller_manager": {"secure-port": ("port", "controller_manager:port")},
+}
 # What has to serve on a node before the next component is started there.
 AFTER = {"kube-apiserver": "etcd", "kube-controller-manager": "kube-apiserver", "kube-scheduler": "kube-apiserver"}
 LONGEST_NAME = 64  # of a certificate's subject: ub-common-name of X.520
@@ -432,7 +440,7 @@ def _components(cfg, errors):
         settings = _settings(declared["settings"], words, f"{PILLAR}:{key}:settings", errors)
         if key == "controller_manager" and not cfg["pki"]["authorities"]["signer"]["enabled"]:
             settings = {k: v for k, v in settings.items() if not k.startswith("cluster-signing-")}
-        errors += _dangling(settings, files, home, f"{PILLAR}:{key}")
+        errors += _dangling(settings, files, home, f"{PILLAR}:{key}") + _parted(settings, words, key)
         cfg["components"][name] = {
             "name": name,
             "key": key,
@@ -510,6 +518,16 @@ def _dangling(settings, files, home, path):
                     f"{path}:settings:{flag}: {home}/live/{name} is not a file of the generation; add {path}:files:{name}."
                 )
     return faults
+
+
+def _parted(settings, words, key):
+    """Return a sentence for each flag that is not what all else goes by."""
+    return [
+        f"{PILLAR}:{key}:settings:{flag}: is not {words[word]}, by which all else goes. "
+        f"Use {PILLAR}:{path} instead, and leave this flag out."
+        for flag, (word, path) in GOVERNED.get(key, {}).items()
+        if settings.get(flag, str(words[word])) != str(words[word])
+    ]
 
 
 def _settings(settings, words, path, errors):

@@ -523,6 +523,7 @@ def test_a_port_that_another_process_holds_is_named_with_pid_and_binary(bound, a
     where = "127.0.0.1" if address == "127.0.0.1" else "all addresses"
     held = f"port {port} of {where} is held by process {os.getpid()} ({os.readlink('/proc/self/exe')})"
     assert found.startswith(f"kubernetes_controller:scheduler:settings:secure-port: {held}")
+    assert found.endswith("Stop that process, or choose another port by kubernetes_controller:scheduler:port.")
 
 
 @pytest.mark.parametrize(("address", "own"), [("127.0.0.1", True), ("127.0.0.2", False)], ids=["its own", "another address"])
