@@ -6,6 +6,7 @@ had when that was computed. A file whose stat is unchanged is not read again (40
 its last change of status is among them: nobody can set it back, as the time of its content.
 """
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -248,8 +249,8 @@ def install(row):
         name to path inside it; ``timeout_s``; ``checksum_key``, ``mirror_key`` and ``directory_key``: the pillar keys for
         messages; ``homes``: of the components' generations, whose binaries are not exchanged for others.
 
-    Returns the names installed (list). Raises CommandExecutionError that names the pillar key; nothing that was in
-    place is changed then.
+    Returns the names installed (list). Raises CommandExecutionError that names the pillar key, or the path that cannot be
+    written; nothing that was in place is changed then.
 
     CLI Example:
 
@@ -257,22 +258,31 @@ def install(row):
 
         salt 'controller-1' k8s_binary.install '{"name": "kubectl", "directory": "/opt/kubernetes/1.37.2/bin", ...}'
     """
-    try:
+    with _told(row["directory"]):
         os.makedirs(row["directory"], mode=MODE, exist_ok=True)
+        algorithm, wanted = _parse(row) if row["checksum"] else _published(row)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=row["directory"]) as scratch:
+            fetched = os.path.join(scratch, os.path.basename(row["source"]))
+            _fetch(row, fetched)
+            sums = _hash(fetched, algorithm)
+            if sums[algorithm] != wanted:
+                raise CommandExecutionError(
+                    f"{row['source']}: {algorithm} is {sums[algorithm]}, but {_authority(row)} says {wanted}. "
+                    "Nothing was installed."
+                )
+            if not row["members"]:
+                return _place(row, {row["name"]: fetched}, sums)
+            return _place(row, _extract(row, fetched, scratch), sums)
+
+
+@contextlib.contextmanager
+def _told(directory):
+    """Let what the system refuses in ``directory`` be one sentence: path and reason."""
+    try:
+        yield
     except OSError as exc:
-        raise CommandExecutionError(f"{row['directory']}: {exc.strerror}") from exc
-    algorithm, wanted = _parse(row) if row["checksum"] else _published(row)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=row["directory"]) as scratch:
-        fetched = os.path.join(scratch, os.path.basename(row["source"]))
-        _fetch(row, fetched)
-        sums = _hash(fetched, algorithm)
-        if sums[algorithm] != wanted:
-            raise CommandExecutionError(
-                f"{row['source']}: {algorithm} is {sums[algorithm]}, but {_authority(row)} says {wanted}. Nothing was installed."
-            )
-        if not row["members"]:
-            return _place(row, {row["name"]: fetched}, sums)
-        return _place(row, _extract(row, fetched, scratch), sums)
+        path = exc.filename2 or exc.filename or directory
+        raise CommandExecutionError(f"{path}: {exc.strerror or exc}") from exc
 
 
 def _leads_to(path):
@@ -339,8 +349,6 @@ def _fetch(row, path):
                 handle.write(chunk)
     except requests.RequestException as exc:
         raise CommandExecutionError(f"{row['mirror_key']}: {row['source']} broke off: {exc}") from exc
-    except OSError as exc:
-        raise CommandExecutionError(f"{path}: {exc.strerror}") from exc
 
 
 def _extract(row, archive, scratch):
@@ -355,6 +363,8 @@ def _extract(row, archive, scratch):
                 with salt.utils.files.fopen(paths[name], "wb") as handle:
                     shutil.copyfileobj(tar.extractfile(entry), handle, CHUNK)
     except (tarfile.TarError, OSError, EOFError) as exc:
+        if getattr(exc, "errno", None):  # the disk's fault, not the archive's
+            raise
         raise CommandExecutionError(f"{row['source']}: not the archive expected: {exc}") from exc
     missing_members = sorted(set(row["members"]) - set(paths))
     if missing_members:

@@ -1,10 +1,12 @@
 """Binaries from a real mirror on the loopback: by published or pinned sums, never fetched nor read twice."""
 
 import builtins
+import errno
 import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
 
 import pytest
@@ -175,6 +177,23 @@ def test_what_is_no_archive_is_said(binary, archive, mirror):
     mirror.files |= {"/etcd.tar.gz": b"x", "/SHA256SUMS": digest(b"x", "sha256").encode()}
     with pytest.raises(CommandExecutionError, match="not the archive expected"):
         binary.install(archive)
+
+
+def test_a_full_disk_is_not_blamed_on_the_archive(binary, archive, tmp_path, monkeypatch):
+    def full(source, target, length):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(CommandExecutionError, match=f"^{tmp_path}/etcd/bin: No space left on device$"):
+        binary.install(archive)
+    assert list((tmp_path / "etcd/bin").iterdir()) == []
+
+
+@pytest.mark.parametrize("present", ["kubectl", ".installed.json"])
+def test_a_directory_in_the_place_of_a_file_is_named(binary, row, tmp_path, present):
+    (tmp_path / "bin" / present).mkdir(parents=True)
+    with pytest.raises(CommandExecutionError, match=f"^{tmp_path}/bin.*: Is a directory$"):
+        binary.install(row)
 
 
 # -- later ------------------------------------------------------------------------------------------------------------
