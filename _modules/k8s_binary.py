@@ -67,23 +67,16 @@ def missing(row):
 
         salt 'controller-1' k8s_binary.missing '{"name": "kubectl", "directory": "/opt/kubernetes/1.37.2/bin", ...}'
     """
-    reasons, record = {}, _record(row["directory"])
-    for name in row["members"] or [row["name"]]:
-        path = os.path.join(row["directory"], name)
-        known = record.get(name)
-        if not os.path.isfile(path):
-            reasons[name] = "missing"
-        elif known is None:
-            reasons[name] = "not installed by the formula"
-        elif known["stat"] != _stat(path):
-            found = _hash(path)["sha256"]
-            if found != known["sha256"]:
-                reasons[name] = f"replaced: sha256 {found} instead of {known['sha256']}"
-            elif not __opts__["test"]:
-                _remember(row["directory"], {name: {**known, "stat": _stat(path)}})
-        if name not in reasons and row["checksum"] and not _pinned(row["checksum"], known["source"]):
-            algorithm, digest = _parse(row)
-            reasons[name] = f"pinned: {algorithm} {digest} instead of {known['source'].get(algorithm, 'another')}"
+    reasons, learned, record = {}, {}, _record(row["directory"])
+    with _told(row["directory"]):
+        for name in row["members"] or [row["name"]]:
+            reason, known = _judge(row, os.path.join(row["directory"], name), record.get(name))
+            if reason:
+                reasons[name] = reason
+            if known != record.get(name):
+                learned[name] = known
+        if learned and not __opts__["test"]:
+            _remember(row["directory"], learned)
     return reasons
 
 
@@ -285,6 +278,29 @@ def _told(directory):
         raise CommandExecutionError(f"{path}: {exc.strerror or exc}") from exc
 
 
+def _judge(row, path, known):
+    """Return why a file is to be fetched, or None, and what is known of it now; it is read only for what is not recorded."""
+    if not os.path.isfile(path):
+        return "missing", known
+    if known is None:
+        return "not installed by the formula", None
+    stat = _stat(path)
+    if known["stat"] != stat:
+        found = _hash(path)["sha256"]
+        if found != known["sha256"]:
+            return f"replaced: sha256 {found} instead of {known['sha256']}", known
+        known = {**known, "stat": stat}
+    if row["checksum"]:
+        algorithm, wanted = _parse(row)
+        source = known["source"]
+        if algorithm not in source and not row["members"]:  # an archive is not kept
+            source = {**source, algorithm: _hash(path, algorithm)[algorithm]}
+        if source.get(algorithm) != wanted:
+            return f"pinned: {algorithm} {wanted} instead of {source.get(algorithm, 'another')}", known
+        known = {**known, "source": source}
+    return None, known
+
+
 def _leads_to(path):
     if os.path.islink(path):
         return os.readlink(path)
@@ -305,11 +321,6 @@ def _parse(row):
             f"{row['checksum_key']}: {row['checksum']!r} is not a checksum, expected sha256:HEX or sha512:HEX."
         )
     return algorithm, digest
-
-
-def _pinned(checksum_text, source):
-    digest = checksum_text.strip().lower().rpartition(":")[2]
-    return digest in source.values()
 
 
 def _published(row):

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -48,6 +49,21 @@ def test_a_binary_with_another_time_is_no_change(node, apply, testmode, download
     os.utime(tmp_path / "bin/kubectl", (1, 1))
     ret = apply(testmode, node, "k8s_binary.installed", **download)
     assert (ret.result, ret.changes) == (True, {})
+
+
+@pytest.mark.parametrize("touched", [False, True])
+def test_a_right_pin_of_another_algorithm_is_no_change(node, apply, testmode, download, mirror, tmp_path, touched):
+    mirror.files["/kubectl.sha512"] = hashlib.sha256(b"kubectl").hexdigest().encode()
+    node.state("k8s_binary.installed", **download)
+    mirror.asked.clear()
+    if touched:
+        os.utime(tmp_path / "bin/kubectl", (1, 1))
+    pinned = download["row"] | {"checksum": hashlib.sha512(b"kubectl").hexdigest()}
+    ret = apply(testmode, node, "k8s_binary.installed", "kubectl", row=pinned)
+    assert (ret.result, ret.changes, mirror.asked) == (True, {}, [])
+    known = json.loads((tmp_path / "bin/.installed.json").read_text())["kubectl"]
+    assert ("sha512" in known["source"]) is not testmode
+    assert (known["stat"][1] == 1_000_000_000) is (touched and not testmode)
 
 
 def test_a_wrong_checksum_fails_with_both_sums(node, download, mirror):
