@@ -6,6 +6,7 @@ had when that was computed. A file whose stat is unchanged is not read again (40
 its last change of status is among them: nobody can set it back, as the time of its content.
 """
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -66,23 +67,16 @@ def missing(row):
 
         salt 'controller-1' k8s_binary.missing '{"name": "kubectl", "directory": "/opt/kubernetes/1.37.2/bin", ...}'
     """
-    reasons, record = {}, _record(row["directory"])
-    for name in row["members"] or [row["name"]]:
-        path = os.path.join(row["directory"], name)
-        known = record.get(name)
-        if not os.path.isfile(path):
-            reasons[name] = "missing"
-        elif known is None:
-            reasons[name] = "not installed by the formula"
-        elif known["stat"] != _stat(path):
-            found = _hash(path)["sha256"]
-            if found != known["sha256"]:
-                reasons[name] = f"replaced: sha256 {found} instead of {known['sha256']}"
-            elif not __opts__["test"]:
-                _remember(row["directory"], {name: {**known, "stat": _stat(path)}})
-        if name not in reasons and row["checksum"] and not _pinned(row["checksum"], known["source"]):
-            algorithm, digest = _parse(row)
-            reasons[name] = f"pinned: {algorithm} {digest} instead of {known['source'].get(algorithm, 'another')}"
+    reasons, learned, record = {}, {}, _record(row["directory"])
+    with _told(row["directory"]):
+        for name in row["members"] or [row["name"]]:
+            reason, known = _judge(row, os.path.join(row["directory"], name), record.get(name))
+            if reason:
+                reasons[name] = reason
+            if known != record.get(name):
+                learned[name] = known
+        if learned and not __opts__["test"]:
+            _remember(row["directory"], learned)
     return reasons
 
 
@@ -248,8 +242,8 @@ def install(row):
         name to path inside it; ``timeout_s``; ``checksum_key``, ``mirror_key`` and ``directory_key``: the pillar keys for
         messages; ``homes``: of the components' generations, whose binaries are not exchanged for others.
 
-    Returns the names installed (list). Raises CommandExecutionError that names the pillar key; nothing that was in
-    place is changed then.
+    Returns the names installed (list). Raises CommandExecutionError that names the pillar key, or the path that cannot be
+    written; nothing that was in place is changed then.
 
     CLI Example:
 
@@ -257,22 +251,54 @@ def install(row):
 
         salt 'controller-1' k8s_binary.install '{"name": "kubectl", "directory": "/opt/kubernetes/1.37.2/bin", ...}'
     """
-    try:
+    with _told(row["directory"]):
         os.makedirs(row["directory"], mode=MODE, exist_ok=True)
+        algorithm, wanted = _parse(row) if row["checksum"] else _published(row)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=row["directory"]) as scratch:
+            fetched = os.path.join(scratch, os.path.basename(row["source"]))
+            _fetch(row, fetched)
+            sums = _hash(fetched, algorithm)
+            if sums[algorithm] != wanted:
+                raise CommandExecutionError(
+                    f"{row['source']}: {algorithm} is {sums[algorithm]}, but {_authority(row)} says {wanted}. "
+                    "Nothing was installed."
+                )
+            if not row["members"]:
+                return _place(row, {row["name"]: fetched}, sums)
+            return _place(row, _extract(row, fetched, scratch), sums)
+
+
+@contextlib.contextmanager
+def _told(directory):
+    """Let what the system refuses in ``directory`` be one sentence: path and reason."""
+    try:
+        yield
     except OSError as exc:
-        raise CommandExecutionError(f"{row['directory']}: {exc.strerror}") from exc
-    algorithm, wanted = _parse(row) if row["checksum"] else _published(row)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=row["directory"]) as scratch:
-        fetched = os.path.join(scratch, os.path.basename(row["source"]))
-        _fetch(row, fetched)
-        sums = _hash(fetched, algorithm)
-        if sums[algorithm] != wanted:
-            raise CommandExecutionError(
-                f"{row['source']}: {algorithm} is {sums[algorithm]}, but {_authority(row)} says {wanted}. Nothing was installed."
-            )
-        if not row["members"]:
-            return _place(row, {row["name"]: fetched}, sums)
-        return _place(row, _extract(row, fetched, scratch), sums)
+        path = exc.filename2 or exc.filename or directory
+        raise CommandExecutionError(f"{path}: {exc.strerror or exc}") from exc
+
+
+def _judge(row, path, known):
+    """Return why a file is to be fetched, or None, and what is known of it now; it is read only for what is not recorded."""
+    if not os.path.isfile(path):
+        return "missing", known
+    if known is None:
+        return "not installed by the formula", None
+    stat = _stat(path)
+    if known["stat"] != stat:
+        found = _hash(path)["sha256"]
+        if found != known["sha256"]:
+            return f"replaced: sha256 {found} instead of {known['sha256']}", known
+        known = {**known, "stat": stat}
+    if row["checksum"]:
+        algorithm, wanted = _parse(row)
+        source = known["source"]
+        if algorithm not in source and not row["members"]:  # an archive is not kept
+            source = {**source, algorithm: _hash(path, algorithm)[algorithm]}
+        if source.get(algorithm) != wanted:
+            return f"pinned: {algorithm} {wanted} instead of {source.get(algorithm, 'another')}", known
+        known = {**known, "source": source}
+    return None, known
 
 
 def _leads_to(path):
@@ -295,11 +321,6 @@ def _parse(row):
             f"{row['checksum_key']}: {row['checksum']!r} is not a checksum, expected sha256:HEX or sha512:HEX."
         )
     return algorithm, digest
-
-
-def _pinned(checksum_text, source):
-    digest = checksum_text.strip().lower().rpartition(":")[2]
-    return digest in source.values()
 
 
 def _published(row):
@@ -339,8 +360,6 @@ def _fetch(row, path):
                 handle.write(chunk)
     except requests.RequestException as exc:
         raise CommandExecutionError(f"{row['mirror_key']}: {row['source']} broke off: {exc}") from exc
-    except OSError as exc:
-        raise CommandExecutionError(f"{path}: {exc.strerror}") from exc
 
 
 def _extract(row, archive, scratch):
@@ -355,6 +374,8 @@ def _extract(row, archive, scratch):
                 with salt.utils.files.fopen(paths[name], "wb") as handle:
                     shutil.copyfileobj(tar.extractfile(entry), handle, CHUNK)
     except (tarfile.TarError, OSError, EOFError) as exc:
+        if getattr(exc, "errno", None):  # the disk's fault, not the archive's
+            raise
         raise CommandExecutionError(f"{row['source']}: not the archive expected: {exc}") from exc
     missing_members = sorted(set(row["members"]) - set(paths))
     if missing_members:

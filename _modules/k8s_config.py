@@ -34,6 +34,14 @@ ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le", "s
 SECTIONS = ("Unit", "Service", "Install")
 # The order of a roll over nodes that serve: API servers first (Kubernetes' version-skew policy).
 PHASES = [["apiserver", "objects", "links"], ["controller_manager", "scheduler"]]
+# Flags that would part from what all else goes by: the word that says it, and the key of that.
+GOVERNED = {
+    "apiserver": {
+        "secure-port": ("port", "apiserver:port"),
+        "service-cluster-ip-range": ("service_cidr", "cluster:service_cidr"),
+    },
+    "controller_manager": {"secure-port": ("port", "controller_manager:port")},
+}
 # What has to serve on a node before the next component is started there.
 AFTER = {"kube-apiserver": "etcd", "kube-controller-manager": "kube-apiserver", "kube-scheduler": "kube-apiserver"}
 LONGEST_NAME = 64  # of a certificate's subject: ub-common-name of X.520
@@ -116,8 +124,9 @@ def _place(exc):
 
 
 def _addresses(facts):
-    """Return the IPv4 and IPv6 addresses (list of str) in what Salt tells of an interface."""
-    return [entry["address"] for family in ("inet", "inet6") for entry in facts.get(family) or []]
+    """Return the IPv4 and IPv6 addresses (list of str) in what Salt tells of an interface, the secondary ones last."""
+    entries = [{"type": family, **entry} for family in ("inet", "inet6") for entry in facts.get(family) or []]
+    return [entry["address"] for entry in [*entries, *(facts.get("secondary") or [])] if entry["type"] in ("inet", "inet6")]
 
 
 def resolve(defaults, pillar, node=None):
@@ -431,7 +440,7 @@ def _components(cfg, errors):
         settings = _settings(declared["settings"], words, f"{PILLAR}:{key}:settings", errors)
         if key == "controller_manager" and not cfg["pki"]["authorities"]["signer"]["enabled"]:
             settings = {k: v for k, v in settings.items() if not k.startswith("cluster-signing-")}
-        errors += _dangling(settings, files, home, f"{PILLAR}:{key}")
+        errors += _dangling(settings, files, home, f"{PILLAR}:{key}") + _parted(settings, words, key)
         cfg["components"][name] = {
             "name": name,
             "key": key,
@@ -446,7 +455,7 @@ def _components(cfg, errors):
             "settings": settings,
             "files": files,
             "pairs": {k: _fill(v, words) for k, v in declared["pairs"].items() if k in files},
-            "directories": _fill(declared["directories"], words),
+            "directories": _directories(declared["directories"], words, f"{PILLAR}:{key}:directories", errors),
             "unit": _unit(cfg["unit"], declared["unit"], words),
             "probe": declared["probe"],
             "gate": cfg["rollout"]["gate"],
@@ -511,6 +520,16 @@ def _dangling(settings, files, home, path):
     return faults
 
 
+def _parted(settings, words, key):
+    """Return a sentence for each flag that is not what all else goes by."""
+    return [
+        f"{PILLAR}:{key}:settings:{flag}: is not {words[word]}, by which all else goes. "
+        f"Use {PILLAR}:{path} instead, and leave this flag out."
+        for flag, (word, path) in GOVERNED.get(key, {}).items()
+        if settings.get(flag, str(words[word])) != str(words[word])
+    ]
+
+
 def _settings(settings, words, path, errors):
     """Return the flags as strings, sorted by name; lists joined by commas, dictionaries as k=v."""
     flags = {}
@@ -518,9 +537,7 @@ def _settings(settings, words, path, errors):
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", flag):
             errors.append(f"{path}:{flag}: not a flag name; write it without leading dashes.")
             continue
-        strange = [word for word in WORD.findall(json.dumps(value, default=str)) if word not in words]
-        if strange:
-            errors.append(f"{path}:{flag}: {{{strange[0]}}} is no word{__salt__['k8s_declared.nearest'](strange[0], words)}.")
+        errors += _strange(value, words, f"{path}:{flag}")
         text = _flag_value(_fill(value, words))
         if text is None:
             errors.append(f"{path}:{flag}: expected a string, number, boolean, list or dictionary of those.")
@@ -529,6 +546,24 @@ def _settings(settings, words, path, errors):
             errors.append(f"{path}:{flag}: a flag cannot have a line break.")
         flags[flag] = text
     return flags
+
+
+def _directories(directories, words, path, errors):
+    """Return the directories with words filled in, as {path: mode}."""
+    filled = {}
+    for name, mode in directories.items():
+        place, strange = _fill(name, words), _strange(name, words, f"{path}:{name}")
+        errors += strange
+        if not strange and not place.startswith("/"):
+            errors.append(f"{path}:{name}: {'not' if place == name else f'means {place}, which is not'} an absolute path.")
+        filled[place] = mode
+    return filled
+
+
+def _strange(value, words, path):
+    """Return a sentence, as a list, where a word in braces is none."""
+    strange = [word for word in WORD.findall(json.dumps(value, default=str)) if word not in words]
+    return [f"{path}: {{{word}}} is no word{__salt__['k8s_declared.nearest'](word, words)}." for word in strange[:1]]
 
 
 def _flag_value(value):

@@ -364,8 +364,6 @@ def _table_faults(cfg):
         for name, pair in cfg[key]["pairs"].items():
             faults += _row_faults(pair, PAIR, f"{PILLAR}:{key}:pairs:{name}")
         for name, mode in cfg[key]["directories"].items():
-            if not name.startswith(("/", "{")):
-                faults.append(f"{PILLAR}:{key}:directories:{name}: not an absolute path.")
             faults += _value_faults(mode, "mode", f"{PILLAR}:{key}:directories:{name}")
     for name, row in cfg["pki"]["certificates"].items():
         here = f"{PILLAR}:pki:certificates:{name}"

@@ -64,9 +64,10 @@ def ports(row):
             holder = __salt__["k8s_component.listener"](port, address or None) or {"pid": 0, "binary": "unknown"}
             if holder["pid"] and holder["pid"] == __salt__["k8s_component.process"](row["name"])["pid"]:
                 continue
+            other = f" by kubernetes_controller:{row['key']}:port" if flag == "secure-port" else ""
             found.append(
                 f"{key}: port {port} of {address or 'all addresses'} is held by process {holder['pid']} ({holder['binary']}), so "
-                f"{row['name']} could not start. Stop that process, or choose another port."
+                f"{row['name']} could not start. Stop that process, or choose another port{other}."
             )
         else:
             found.append(f"{key}: {row['name']} cannot bind {address}:{port} here ({os.strerror(reason)}).")
@@ -76,7 +77,7 @@ def ports(row):
 def _existing(path):
     """Return the nearest directory on the way to ``path`` that is there."""
     while not os.path.isdir(path):
-        path = os.path.dirname(path)
+        path = os.path.dirname(path) or os.curdir
     return path
 
 

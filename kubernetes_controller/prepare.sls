@@ -1,4 +1,4 @@
-{#- The accounts that the components run as, and the directories that they write to. -#}
+{#- The accounts that the components run as, and the directories that they write to. An account that is there is left as it is. -#}
 {%- from "kubernetes_controller/map.jinja" import cfg, unready with context %}
 {%- if not cfg %}
 {{ unready }}
@@ -32,6 +32,9 @@ include:
     - shell: /usr/sbin/nologin
     - home: /nonexistent
     - createhome: False
+    - unless:
+      - fun: user.info
+        name: {{ row.user }}
     - require:
       - group: {{ name }} has a group
 

@@ -1,12 +1,17 @@
 """The small states: the same changes in test mode and for real, and none in a second run."""
 
+import errno
 import hashlib
+import json
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
+import salt.utils.atomicfile
+import salt.utils.files
 
 PKI = "kubernetes_controller_pki"
 
@@ -46,12 +51,48 @@ def test_a_binary_with_another_time_is_no_change(node, apply, testmode, download
     assert (ret.result, ret.changes) == (True, {})
 
 
+@pytest.mark.parametrize("touched", [False, True])
+def test_a_right_pin_of_another_algorithm_is_no_change(node, apply, testmode, download, mirror, tmp_path, touched):
+    mirror.files["/kubectl.sha512"] = hashlib.sha256(b"kubectl").hexdigest().encode()
+    node.state("k8s_binary.installed", **download)
+    mirror.asked.clear()
+    if touched:
+        os.utime(tmp_path / "bin/kubectl", (1, 1))
+    pinned = download["row"] | {"checksum": hashlib.sha512(b"kubectl").hexdigest()}
+    ret = apply(testmode, node, "k8s_binary.installed", "kubectl", row=pinned)
+    assert (ret.result, ret.changes, mirror.asked) == (True, {}, [])
+    known = json.loads((tmp_path / "bin/.installed.json").read_text())["kubectl"]
+    assert ("sha512" in known["source"]) is not testmode
+    assert (known["stat"][1] == 1_000_000_000) is (touched and not testmode)
+
+
 def test_a_wrong_checksum_fails_with_both_sums(node, download, mirror):
     mirror.files["/kubectl"] = b"evil"
     ret = node.state("k8s_binary.installed", **download)
     assert (ret.result, ret.changes) == (False, {})
     for content in (b"kubectl", b"evil"):
         assert hashlib.sha512(content).hexdigest() in ret.comment
+
+
+@pytest.mark.parametrize("refused", ["mkdtemp", "write", "chmod", "replace", "remember"])
+def test_a_place_that_cannot_be_written_fails_with_path_and_reason(node, download, tmp_path, monkeypatch, refused):
+    place, function = {
+        "mkdtemp": (tempfile, "mkdtemp"),
+        "write": (salt.utils.files, "fopen"),
+        "chmod": (os, "chmod"),
+        "replace": (os, "replace"),
+        "remember": (salt.utils.atomicfile, "atomic_open"),
+    }[refused]
+    real = getattr(place, function)
+
+    def full(*args, **kw):
+        if str(tmp_path / "bin") in str((args, kw)) and (refused != "write" or "wb" in args):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*args, **kw)
+
+    monkeypatch.setattr(place, function, full)
+    ret = node.state("k8s_binary.installed", **download)
+    assert (ret.result, ret.changes, ret.comment) == (False, {}, f"{tmp_path}/bin: No space left on device")
 
 
 def test_a_dead_mirror_fails_naming_its_pillar_key(node, download):

@@ -140,6 +140,27 @@ def test_each_sls_can_be_applied_by_itself(rendering, sls):
     assert chunks
 
 
+def test_an_account_that_is_there_is_left_as_it_is_and_only_a_missing_one_is_made(rendering, testmode):
+    one = rendering({"apiserver": {"user": "operator", "group": "operators"}})
+    facts = {"uid": 1000, "gid": 100, "groups": ["users"], "home": "/home/operator", "shell": "/bin/bash", "fullname": "O"}
+    accounts = {"operator": {"name": "operator", **facts}}
+    one.fake("user.info", lambda name, **kw: dict(accounts.get(name, {})))
+    one.fake("user.add", lambda name, **kw: accounts.update({name: {"name": name, **facts, "shell": kw["shell"]}}) or True)
+    for change in ("chshell", "chhome", "chgid", "chgroups"):
+        one.fake(f"user.{change}", AssertionError(change))
+    chunks = {chunk["name"]: chunk for chunk in one.low("kubernetes_controller.prepare")[0] if chunk["state"] == "user"}
+    assert list(chunks) == ["etcd", "operator", "kube-controller-manager", "kube-scheduler"]
+    for again in (False, not testmode):
+        for name, chunk in chunks.items():
+            arguments = {key: value for key, value in chunk.items() if key not in ("name", "fun", "state", "require")}
+            ret = one.state("user.present", name, test=testmode, **arguments)
+            made = name != "operator" and not again
+            assert ret.result is (None if testmode and made else True), (name, ret)
+            assert bool(ret.changes) is (made and not testmode), (name, ret)
+    assert accounts["operator"] == {"name": "operator", **facts}
+    assert len(accounts) == (1 if testmode else 4)
+
+
 @pytest.mark.parametrize(
     ("cluster", "serving", "test"),
     [(name, serving, False) for name in CLUSTERS for serving in ((), ("controller-1",))]

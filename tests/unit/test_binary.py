@@ -1,10 +1,12 @@
 """Binaries from a real mirror on the loopback: by published or pinned sums, never fetched nor read twice."""
 
 import builtins
+import errno
 import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
 
 import pytest
@@ -177,6 +179,23 @@ def test_what_is_no_archive_is_said(binary, archive, mirror):
         binary.install(archive)
 
 
+def test_a_full_disk_is_not_blamed_on_the_archive(binary, archive, tmp_path, monkeypatch):
+    def full(source, target, length):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(CommandExecutionError, match=f"^{tmp_path}/etcd/bin: No space left on device$"):
+        binary.install(archive)
+    assert list((tmp_path / "etcd/bin").iterdir()) == []
+
+
+@pytest.mark.parametrize("present", ["kubectl", ".installed.json"])
+def test_a_directory_in_the_place_of_a_file_is_named(binary, row, tmp_path, present):
+    (tmp_path / "bin" / present).mkdir(parents=True)
+    with pytest.raises(CommandExecutionError, match=f"^{tmp_path}/bin.*: Is a directory$"):
+        binary.install(row)
+
+
 # -- later ------------------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +229,35 @@ def test_a_new_pin_is_a_reason_to_fetch_again(binary, row):
     binary.install(row)
     pinned = {**row, "checksum": "sha256:" + "0" * 64}
     assert binary.missing(pinned) == {"kubectl": f"pinned: sha256 {'0' * 64} instead of {digest(CONTENT, 'sha256')}"}
+
+
+@pytest.mark.parametrize(("published", "pinned"), [("sha256", "sha512"), ("sha512", "sha256"), ("sha512", "sha512")])
+def test_a_right_pin_of_another_algorithm_is_read_once(binary, row, mirror, tmp_path, monkeypatch, published, pinned):
+    mirror.files["/kubectl.sha512"] = digest(CONTENT, published).encode()
+    binary.install(row)
+    path, opened, real = str(tmp_path / "bin/kubectl"), [], builtins.open
+    monkeypatch.setattr(builtins, "open", lambda file, *a, **kw: opened.append(str(file)) or real(file, *a, **kw))
+    for _ in range(2):
+        assert binary.missing({**row, "checksum": f"{pinned}:{digest(CONTENT, pinned)}"}) == {}
+    assert opened.count(path) == (1 if (published, pinned) == ("sha256", "sha512") else 0)
+
+
+def test_a_wrong_pin_of_another_algorithm_is_not_remembered(binary, row, mirror, helpers, tmp_path):
+    mirror.files["/kubectl.sha512"] = digest(CONTENT, "sha256").encode()
+    binary.install(row)
+    before = helpers.tree(tmp_path)
+    pinned = {**row, "checksum": "sha512:" + "0" * 128}
+    assert binary.missing(pinned) == {"kubectl": f"pinned: sha512 {'0' * 128} instead of {digest(CONTENT)}"}
+    assert helpers.tree(tmp_path) == before
+
+
+def test_an_archive_that_is_pinned_by_another_algorithm_is_fetched_as_it_was_not_kept(binary, archive, mirror):
+    binary.install(archive)
+    pin = digest(mirror.files["/etcd.tar.gz"])
+    pinned = {**archive, "checksum": f"sha512:{pin}"}
+    assert binary.missing(pinned) == dict.fromkeys(("etcd", "etcdctl"), f"pinned: sha512 {pin} instead of another")
+    binary.install(pinned)
+    assert binary.missing(pinned) == {}
 
 
 @pytest.mark.parametrize("record", ["", "{"])

@@ -380,7 +380,8 @@ def loaded(minion, declared):
     """Return a function: k8s_config.load on a minion whose tap0 has controller-1's address."""
     facts = {"tap0": {"up": True, "inet": [{"address": "10.8.0.101"}], "inet6": [{"address": "fd00::1"}]}, "lo": {"up": True}}
 
-    def load(layer=None, defaults=None, synced_now=False, **kw):
+    def load(layer=None, defaults=None, synced_now=False, secondary=(), **kw):
+        facts["tap0"]["secondary"] = list(secondary)
         again = {"kubernetes_controller_synced": True} if synced_now else {}
         one = minion({"kubernetes_controller": {**declared, **(layer or {})}, **again}, **kw)
         one.fake("network.interfaces", return_value=facts)
@@ -398,6 +399,16 @@ def test_load_reads_the_defaults_from_the_file_server_and_the_nodes_facts(loaded
         "interfaces": {"tap0": ["10.8.0.101", "fd00::1"], "lo": []},
         "address": "10.8.0.101",
     }
+
+
+@pytest.mark.parametrize("address", ["10.8.0.111", "fd00::11"])
+def test_a_secondary_address_of_the_interface_can_be_a_controllers(loaded, address):
+    secondary = [{"type": "inet", "address": "10.8.0.111"}, {"type": "inet6", "address": "fd00::11"}]
+    cfg = loaded({"controllers": {"controller-1": address}}, secondary=secondary)
+    assert "errors" not in cfg, cfg
+    assert cfg["node"]["interfaces"]["tap0"] == ["10.8.0.101", "fd00::1", "10.8.0.111", "fd00::11"]
+    (sentence,) = loaded({"controllers": {"controller-1": address}})["errors"]
+    assert "(it has 10.8.0.101, fd00::1)" in sentence
 
 
 def test_load_on_the_master_is_the_clusters_view(loaded):

@@ -495,6 +495,12 @@ def test_a_disk_with_too_little_room_is_named_with_its_directories(node, rows):
     assert found.endswith('once: pillar=\'{"kubernetes_controller": {"rollout": {"preflight": {"min_free_mib": 0}}}}\'.')
 
 
+@pytest.mark.parametrize("directory", ["", "x", "not/there", "/not/there", "//not/there"])
+def test_the_room_of_any_path_is_found(node, rows, directory):
+    row = rows()["kube-scheduler"] | {"directories": {directory: "0750"}}
+    assert node.modules["k8s_host.disk"]({"kube-scheduler": row}) == []
+
+
 @pytest.fixture
 def bound(node, rows):
     """Return a function: what is said of the scheduler's port, for an address, while this process listens there."""
@@ -517,6 +523,7 @@ def test_a_port_that_another_process_holds_is_named_with_pid_and_binary(bound, a
     where = "127.0.0.1" if address == "127.0.0.1" else "all addresses"
     held = f"port {port} of {where} is held by process {os.getpid()} ({os.readlink('/proc/self/exe')})"
     assert found.startswith(f"kubernetes_controller:scheduler:settings:secure-port: {held}")
+    assert found.endswith("Stop that process, or choose another port by kubernetes_controller:scheduler:port.")
 
 
 @pytest.mark.parametrize(("address", "own"), [("127.0.0.1", True), ("127.0.0.2", False)], ids=["its own", "another address"])
