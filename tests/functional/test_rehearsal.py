@@ -13,7 +13,7 @@ class Stage:
     """The stage as the rehearsal finds it: everybody who is ``started`` there is well, but for those in ``sick``."""
 
     def __init__(self, minion, place):
-        self.place, self.started, self.sick, self.up = place, [], {}, False
+        self.place, self.started, self.sick, self.up, self.left_out = place, [], {}, False, []
         for name in ("build", "leave", "restore", "leave_out", "dress", "start", "inside"):
             minion.fake(f"k8s_stage.{name}", getattr(self, name))
         for name in ("apiserver", "controllers"):
@@ -31,8 +31,8 @@ class Stage:
     def restore(self, row, snapshot, member, peer_url=None):
         return f"{self.place}/data"
 
-    def leave_out(self, environment, etcdctl, prefix):
-        return 0
+    def leave_out(self, environment, etcdctl, prefix, leases):
+        self.left_out = leases
 
     def dress(self, row, generation, exchanged):
         return {**row, "unit_name": f"rehearsal-{row['name']}", "since": 0.0, "plays": generation}
@@ -103,6 +103,25 @@ def test_what_differs_is_rehearsed_once_with_the_others_as_they_are_live(node, a
         assert dict(stage.started)["kube-scheduler"] == digest
         assert list(stamps(row)) == [digest]
         assert stamps(row)[digest]["data"] == "empty"
+
+
+@pytest.mark.parametrize(
+    ("layer", "leases"),
+    [
+        (CHANGED, ["kube-system/kube-controller-manager", "kube-system/kube-scheduler"]),
+        (
+            {"scheduler": {"config": {"leaderElection": {"resourceName": "mine"}}}},
+            ["kube-system/kube-controller-manager", "kube-system/mine"],
+        ),
+        ({"scheduler": {"config": {"leaderElection": {"leaderElect": False}}}}, ["kube-system/kube-controller-manager"]),
+        ({"scheduler": {"settings": {"v": 4}, "probe": {"lease": "a/mine"}}}, ["kube-system/kube-controller-manager", "a/mine"]),
+    ],
+    ids=["as ever", "another lease", "no election", "the operator's"],
+)
+def test_the_leases_that_the_cast_takes_are_left_out_of_the_copy(node, stage, live, declare, layer, leases):
+    components = declare(layer)
+    assert node.state(STATE, NAME, components=components).result
+    assert stage.left_out == leases
 
 
 def test_a_pass_on_a_copy_of_the_data_is_remembered_as_one(node, stage, live, declare):
