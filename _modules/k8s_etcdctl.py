@@ -18,6 +18,7 @@ from salt.exceptions import CommandExecutionError
 TIMEOUT_S = 3
 MEMBER = ("listen-client-urls", "trusted-ca-file", "peer-cert-file", "peer-key-file")
 CLIENT = ("etcd-servers", "etcd-cafile", "etcd-certfile", "etcd-keyfile")
+WILDCARDS = (None, "0.0.0.0", "::")  # noqa: S104 (compared with, not bound)
 VARIABLES = ("ETCDCTL_ENDPOINTS", "ETCDCTL_CACERT", "ETCDCTL_CERT", "ETCDCTL_KEY")
 
 
@@ -49,7 +50,33 @@ def environment(row, directory=None):
     access = [flags.get(name) for name in (MEMBER if etcd else CLIENT)]
     if not all(access):
         raise CommandExecutionError(f"no generation of {'etcd' if etcd else 'kube-apiserver'} with access to etcd is live here")
+    if etcd:
+        access[0] = ",".join(own_urls(row, flags))
     return {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), **dict(zip(VARIABLES, access, strict=True))}
+
+
+def own_urls(row, flags):
+    """
+    Return the URLs (list) at which this node's member can be asked: for one of all addresses, the node's own.
+
+    row
+        etcd's row of the configuration's ``components``.
+    flags
+        The member's flags (dict).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_etcdctl.own_urls "$ROW" '{"listen-client-urls": "https://0.0.0.0:2379"}'
+    """
+    found = []
+    for url in filter(None, flags.get("listen-client-urls", "").split(",")):
+        where = urllib.parse.urlsplit(url)
+        host = f"[{row['address']}]" if ":" in row["address"] else row["address"]
+        port = f":{where.port}" if where.port else ""
+        found.append(f"{where.scheme}://{host}{port}" if where.hostname in WILDCARDS else url)
+    return list(dict.fromkeys(found))
 
 
 def whole(row, directory=None):

@@ -333,8 +333,8 @@ def _no(reason):
 
 def _bound(row, flags):
     """Return the address and port at which the live flags let the component be asked."""
-    if "listen-client-urls" in flags:
-        where = urllib.parse.urlsplit(flags["listen-client-urls"].split(",")[0])
+    if flags.get("listen-client-urls"):
+        where = urllib.parse.urlsplit(__salt__["k8s_etcdctl.own_urls"](row, flags)[0])
         return where.hostname, where.port
     address = flags.get("bind-address", "")
     return row["address"] if address in WILDCARDS else address, int(flags.get("secure-port", row["port"]))

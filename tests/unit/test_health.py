@@ -27,3 +27,23 @@ def test_the_lease_is_read_from_the_configuration_that_is_live_or_on_the_stage(n
     staged = {**declared, "home": row["home"], "stands_for": "/var/lib/kube-scheduler"}
     assert node.modules["k8s_health.lease"](staged) == ""
     assert node.modules["k8s_health.lease"]({**declared, "probe": {"lease": "a/mine"}}) == "a/mine"
+
+
+@pytest.mark.parametrize(
+    ("urls", "address", "asked"),
+    [
+        ("https://0.0.0.0:2379", "10.8.0.101", ["https://10.8.0.101:2379"]),
+        ("https://[::]:2379", "10.8.0.101", ["https://10.8.0.101:2379"]),
+        ("https://[::]:2379", "fd00::101", ["https://[fd00::101]:2379"]),
+        ("https://127.0.0.1:2379,https://0.0.0.0:12379", "10.8.0.101", ["https://127.0.0.1:2379", "https://10.8.0.101:12379"]),
+        ("https://0.0.0.0:2379,https://[::]:2379", "10.8.0.101", ["https://10.8.0.101:2379"]),
+    ],
+)
+def test_a_member_that_listens_at_all_addresses_is_asked_at_the_nodes_own(node, rows, urls, address, asked):
+    declared = rows({"etcd": {"settings": {"listen-client-urls": urls}}})["etcd"]
+    row = live(node, {**declared, "address": address})
+    assert node.modules["k8s_etcdctl.environment"](row)["ETCDCTL_ENDPOINTS"] == ",".join(asked)
+    node.fake("k8s_component.process", return_value={"pid": 1, "binary": "", "started": 1.0, "state": "active"})
+    node.fake("k8s_component.replaced", return_value=False)
+    answer = node.modules["k8s_health.probe"](row)
+    assert answer["said"].startswith(f"{asked[0]}: "), answer
