@@ -96,9 +96,7 @@ def whole(row, directory=None):
     access = environment(row, directory)
     if row["name"] != "etcd":
         return access
-    hosts = [f"[{address}]" if ":" in address else address for address in row["neighbours"].values()]
-    urls = [access["ETCDCTL_ENDPOINTS"], *(f"https://{host}:{row['port']}" for host in hosts)]
-    return access | {"ETCDCTL_ENDPOINTS": ",".join(urls)}
+    return access | {"ETCDCTL_ENDPOINTS": ",".join([access["ETCDCTL_ENDPOINTS"], *_neighbours(row)])}
 
 
 def get(row, prefix, directory=None):
@@ -173,7 +171,7 @@ def leads():
     if not row:
         return False
     try:
-        return _leads(_status(row, environment(row)))
+        return _leads(_own_status(row, environment(row))[0])
     except (KeyError, ValueError, CommandExecutionError):
         return False
 
@@ -197,16 +195,15 @@ def hand_over(row):
     """
     found = []
     try:
-        access = environment(row)
-        if not _leads(_status(row, access)):
+        status, access = _own_status(row, environment(row))
+        if not _leads(status):
             return None
     except (KeyError, ValueError, CommandExecutionError):
         return None
-    for server in whole(row)["ETCDCTL_ENDPOINTS"].split(",")[1:]:
+    for server in _neighbours(row):
         with contextlib.suppress(KeyError, ValueError, CommandExecutionError):
             status = _status(row, access | {"ETCDCTL_ENDPOINTS": server})
-            if not _leads(status):  # this node's member again, where it listens at several URLs
-                found.append((status["raftIndex"], format(status["header"]["member_id"], "x")))
+            found.append((status["raftIndex"], format(status["header"]["member_id"], "x")))
     for _, member in sorted(found, reverse=True):  # one that lags would have to catch up first, and no write is taken meanwhile
         with contextlib.suppress(CommandExecutionError):
             _run(row, ["move-leader", member], access)
@@ -214,10 +211,27 @@ def hand_over(row):
     return None
 
 
+def _neighbours(row):
+    hosts = [f"[{address}]" if ":" in address else address for address in row["neighbours"].values()]
+    return [f"https://{host}:{row['port']}" for host in hosts]
+
+
+def _own_status(row, access):
+    """
+    Return what this node's member says of itself, and the environment with the first of its URLs at which it answers.
+
+    The live flags may name one where it listens only after its restart. Raises where it answers at none.
+    """
+    *others, last = [access | {"ETCDCTL_ENDPOINTS": url} for url in access["ETCDCTL_ENDPOINTS"].split(",")]
+    for one in others:
+        with contextlib.suppress(KeyError, ValueError, CommandExecutionError):
+            return _status(row, one), one
+    return _status(row, last), last
+
+
 def _status(row, access):
-    """Return what one member says of itself; ``access`` names that one alone, or it comes first."""
-    own = {"ETCDCTL_ENDPOINTS": access["ETCDCTL_ENDPOINTS"].split(",")[0]}
-    (said,) = json.loads(_run(row, ["endpoint", "status", "--write-out=json"], access | own))
+    """Return what one member, the only one that ``access`` names, says of itself."""
+    (said,) = json.loads(_run(row, ["endpoint", "status", "--write-out=json"], access))
     return said["Status"]
 
 
