@@ -17,7 +17,7 @@ from salt.exceptions import CommandExecutionError
 
 BLOCK = re.compile(r"-----BEGIN [A-Z ]+-----.*?-----END [A-Z ]+-----", re.S)
 # At the beginning of a line: inside a YAML or JSON document a PEM block is a value, quoted or indented.
-FIRST = re.compile(r"^-----BEGIN [A-Z0-9 ]*CERTIFICATE-----", re.M)
+FIRST = re.compile(r"^-----BEGIN (?:X509 )?CERTIFICATE-----", re.M)
 USAGES = {
     "serverAuth": x509.ExtendedKeyUsageOID.SERVER_AUTH,
     "clientAuth": x509.ExtendedKeyUsageOID.CLIENT_AUTH,
