@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives import serialization
 from salt.exceptions import CommandExecutionError
 
 BLOCK = re.compile(r"-----BEGIN [A-Z ]+-----.*?-----END [A-Z ]+-----", re.S)
+# At the beginning of a line: inside a YAML or JSON document a PEM block is a value, quoted or indented.
+FIRST = re.compile(r"^-----BEGIN (?:X509 )?CERTIFICATE-----", re.M)
 USAGES = {
     "serverAuth": x509.ExtendedKeyUsageOID.SERVER_AUTH,
     "clientAuth": x509.ExtendedKeyUsageOID.CLIENT_AUTH,
@@ -37,6 +39,21 @@ def describe(text):
     certificate = _certificates(text)[0]
     until = certificate.not_valid_after_utc.strftime("%Y-%m-%d")
     return f"{certificate.subject.rfc4514_string()}, serial {certificate.serial_number:x}, until {until}"
+
+
+def is_file(text):
+    """
+    Tell whether ``text`` is that of a certificate file (PEM), with a key or words of explanation perhaps (RFC 7468).
+
+    A structured file that has a certificate as one of its values is none.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_certificate.is_file "$(cat ca.crt)"
+    """
+    return bool(FIRST.search(text))
 
 
 def fingerprint(text):
@@ -78,7 +95,7 @@ def ends(directory, within_days=None):
     Return what certificates there are in the files of a directory, each with its days left: {file: words}.
 
     directory
-        Absolute path; kubeconfigs in it are looked into.
+        Absolute path; kubeconfigs in it are looked into. A certificate that cannot be read is there in any case.
     within_days
         See ``expiry``.
 
@@ -94,9 +111,13 @@ def ends(directory, within_days=None):
             text = handle.read()
         if "client-certificate-data" in text:
             text = __salt__["k8s_kubeconfig.certificate"](text)
-        if "BEGIN CERTIFICATE" not in text:
+        if not is_file(text):
             continue
-        first = min(_certificates(text), key=lambda one: one.not_valid_after_utc)
+        try:
+            first = min(_certificates(text), key=lambda one: one.not_valid_after_utc)
+        except CommandExecutionError:
+            found[os.path.basename(path)] = "no certificate that can be read"
+            continue
         left = (first.not_valid_after_utc - now).days
         if within_days is None or left < within_days:
             until = first.not_valid_after_utc.strftime("%Y-%m-%d")

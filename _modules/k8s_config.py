@@ -14,6 +14,7 @@ import traceback
 
 import salt.pillar
 import salt.utils.network
+import yaml
 from salt.exceptions import CommandExecutionError
 
 VERSION = "0.1.0"  # of the formula; modules of another version than defaults.yaml are synced before they are used
@@ -45,6 +46,13 @@ GOVERNED = {
 # What has to serve on a node before the next component is started there.
 AFTER = {"kube-apiserver": "etcd", "kube-controller-manager": "kube-apiserver", "kube-scheduler": "kube-apiserver"}
 LONGEST_NAME = 64  # of a certificate's subject: ub-common-name of X.520
+# How flags and a kube-scheduler's configuration name the leader's lease.
+ELECTION = {
+    "leader-elect": "leaderElect",
+    "leader-elect-resource-name": "resourceName",
+    "leader-elect-resource-namespace": "resourceNamespace",
+}
+SYSTEM = "kube-system"
 SECRET_SOURCES = ("encryption", "kubeconfig", "pillar")
 WORD = re.compile(r"\{([a-z_]+)\}")
 
@@ -457,7 +465,7 @@ def _components(cfg, errors):
             "pairs": {k: _fill(v, words) for k, v in declared["pairs"].items() if k in files},
             "directories": _directories(declared["directories"], words, f"{PILLAR}:{key}:directories", errors),
             "unit": _unit(cfg["unit"], declared["unit"], words),
-            "probe": declared["probe"],
+            "probe": _probe(declared["probe"], name, settings, files, home),
             "gate": cfg["rollout"]["gate"],
             "adopt": cfg["rollout"]["adopt"],
             "drop_encryption_keys": cfg["rollout"]["drop_encryption_keys"],
@@ -474,6 +482,14 @@ def _components(cfg, errors):
             "keep_generations": cfg["rollout"]["keep_generations"],
             "pki": {"pillar": cfg["pki"]["pillar"], "files": cfg["pki"]["files"], "directory": cfg["pki"]["directory"]},
         }
+
+
+def _probe(probe, name, settings, files, home):
+    """Return what the gate asks, with the lease that flags and configuration name where the operator names none himself."""
+    if probe.get("lease") != "{lease}":
+        return probe
+    file = files.get(settings.get("config", "").removeprefix(f"{home}/live/"), {})
+    return {**probe, "lease": lease(name, settings, file.get("yaml", file.get("text"))), "by_flags": True}
 
 
 def _api_row(cfg):
@@ -674,6 +690,36 @@ def _releases(cfg):
         {"directory": owner["release_dir"], "declared": owner["release"], "homes": homes, "keep": keep}
         for owner in (cfg, cfg["etcd"])
     ]
+
+
+def lease(name, flags, config=None):
+    """
+    Return the leader lease that a component takes, NAME in kube-system or NAMESPACE/NAME; "" where it elects no leader.
+
+    name
+        Name of the component, which is that of its lease where nothing else is said.
+    flags
+        Its flags (dict of str). One that is given counts more than the configuration, as kube-scheduler has it.
+    config
+        Its configuration (dict, or a text with YAML), if it has one.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_config.lease kube-scheduler '{"leader-elect": "false"}'
+    """
+    if isinstance(config, str):
+        try:
+            config = yaml.safe_load(config)
+        except (yaml.YAMLError, RecursionError, ValueError):
+            config = None  # the component says what it thinks of it
+    section = config.get("leaderElection") if hasattr(config, "get") else None
+    section = section if hasattr(section, "get") else {}
+    elects, own, namespace = (flags.get(flag, section.get(key)) for flag, key in ELECTION.items())
+    if str(elects).lower() in ("false", "f", "0"):
+        return ""
+    return f"{namespace}/{own or name}" if namespace and namespace != SYSTEM else str(own or name)
 
 
 def start_script(row, checksum):

@@ -18,6 +18,7 @@ from salt.exceptions import CommandExecutionError
 TIMEOUT_S = 3
 MEMBER = ("listen-client-urls", "trusted-ca-file", "peer-cert-file", "peer-key-file")
 CLIENT = ("etcd-servers", "etcd-cafile", "etcd-certfile", "etcd-keyfile")
+WILDCARDS = (None, "0.0.0.0", "::")  # noqa: S104 (compared with, not bound)
 VARIABLES = ("ETCDCTL_ENDPOINTS", "ETCDCTL_CACERT", "ETCDCTL_CERT", "ETCDCTL_KEY")
 
 
@@ -49,7 +50,33 @@ def environment(row, directory=None):
     access = [flags.get(name) for name in (MEMBER if etcd else CLIENT)]
     if not all(access):
         raise CommandExecutionError(f"no generation of {'etcd' if etcd else 'kube-apiserver'} with access to etcd is live here")
+    if etcd:
+        access[0] = ",".join(own_urls(row, flags))
     return {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), **dict(zip(VARIABLES, access, strict=True))}
+
+
+def own_urls(row, flags):
+    """
+    Return the URLs (list) at which this node's member can be asked: for one of all addresses, the node's own.
+
+    row
+        etcd's row of the configuration's ``components``.
+    flags
+        The member's flags (dict).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_etcdctl.own_urls "$ROW" '{"listen-client-urls": "https://0.0.0.0:2379"}'
+    """
+    found = []
+    for url in filter(None, flags.get("listen-client-urls", "").split(",")):
+        where = urllib.parse.urlsplit(url)
+        host = f"[{row['address']}]" if ":" in row["address"] else row["address"]
+        port = f":{where.port}" if where.port else ""
+        found.append(f"{where.scheme}://{host}{port}" if where.hostname in WILDCARDS else url)
+    return list(dict.fromkeys(found))
 
 
 def whole(row, directory=None):
@@ -69,9 +96,7 @@ def whole(row, directory=None):
     access = environment(row, directory)
     if row["name"] != "etcd":
         return access
-    hosts = [f"[{address}]" if ":" in address else address for address in row["neighbours"].values()]
-    urls = [access["ETCDCTL_ENDPOINTS"], *(f"https://{host}:{row['port']}" for host in hosts)]
-    return access | {"ETCDCTL_ENDPOINTS": ",".join(urls)}
+    return access | {"ETCDCTL_ENDPOINTS": ",".join([access["ETCDCTL_ENDPOINTS"], *_neighbours(row)])}
 
 
 def get(row, prefix, directory=None):
@@ -146,7 +171,7 @@ def leads():
     if not row:
         return False
     try:
-        return _leads(_status(row, environment(row)))
+        return _leads(_own_status(row, environment(row))[0])
     except (KeyError, ValueError, CommandExecutionError):
         return False
 
@@ -170,16 +195,15 @@ def hand_over(row):
     """
     found = []
     try:
-        access = environment(row)
-        if not _leads(_status(row, access)):
+        status, access = _own_status(row, environment(row))
+        if not _leads(status):
             return None
     except (KeyError, ValueError, CommandExecutionError):
         return None
-    for server in whole(row)["ETCDCTL_ENDPOINTS"].split(",")[1:]:
+    for server in _neighbours(row):
         with contextlib.suppress(KeyError, ValueError, CommandExecutionError):
             status = _status(row, access | {"ETCDCTL_ENDPOINTS": server})
-            if not _leads(status):  # this node's member again, where it listens at several URLs
-                found.append((status["raftIndex"], format(status["header"]["member_id"], "x")))
+            found.append((status["raftIndex"], format(status["header"]["member_id"], "x")))
     for _, member in sorted(found, reverse=True):  # one that lags would have to catch up first, and no write is taken meanwhile
         with contextlib.suppress(CommandExecutionError):
             _run(row, ["move-leader", member], access)
@@ -187,10 +211,27 @@ def hand_over(row):
     return None
 
 
+def _neighbours(row):
+    hosts = [f"[{address}]" if ":" in address else address for address in row["neighbours"].values()]
+    return [f"https://{host}:{row['port']}" for host in hosts]
+
+
+def _own_status(row, access):
+    """
+    Return what this node's member says of itself, and the environment with the first of its URLs at which it answers.
+
+    The live flags may name one where it listens only after its restart. Raises where it answers at none.
+    """
+    *others, last = [access | {"ETCDCTL_ENDPOINTS": url} for url in access["ETCDCTL_ENDPOINTS"].split(",")]
+    for one in others:
+        with contextlib.suppress(KeyError, ValueError, CommandExecutionError):
+            return _status(row, one), one
+    return _status(row, last), last
+
+
 def _status(row, access):
-    """Return what one member says of itself; ``access`` names that one alone, or it comes first."""
-    own = {"ETCDCTL_ENDPOINTS": access["ETCDCTL_ENDPOINTS"].split(",")[0]}
-    (said,) = json.loads(_run(row, ["endpoint", "status", "--write-out=json"], access | own))
+    """Return what one member, the only one that ``access`` names, says of itself."""
+    (said,) = json.loads(_run(row, ["endpoint", "status", "--write-out=json"], access))
     return said["Status"]
 
 

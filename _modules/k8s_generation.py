@@ -774,7 +774,7 @@ def _file_change(old, new):
         return f"{old['user']}:{old['group']} {old['mode']} to {new['user']}:{new['group']} {new['mode']}"
     if old["secret"] or new["secret"]:
         return "changed (secret, not shown)"
-    if "BEGIN CERTIFICATE" in new["text"]:
+    if __salt__["k8s_certificate.is_file"](new["text"]):
         return {"old": _described(old["text"]), "new": _described(new["text"])}
     return _diff(old["text"], new["text"])
 

@@ -180,6 +180,34 @@ def api(row, path, method="GET", body=None, content_type="application/json"):
     return {"status": answer["status"], "body": answer["body"]}
 
 
+def lease(row, link="live"):
+    """
+    Return the leader lease that a component has to take, as NAMESPACE/NAME; "" where it elects no leader.
+
+    row
+        A row of the configuration's ``components``.
+    link
+        The generation, as seen from the row's home: another one than the declared may name another lease, unless the
+        operator named it (``probe:lease``).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_health.lease "$ROW"
+    """
+    taken = row["probe"].get("lease", "")
+    if row["probe"].get("by_flags"):
+        flags, config = __salt__["k8s_generation.flags"](row["home"], link=link), None
+        file = flags.get("config", "")
+        if file.startswith(f"{row.get('stands_for', row['home'])}/live/"):
+            file = os.path.join(row["home"], link, os.path.basename(file))
+        with contextlib.suppress(OSError, ValueError), open(file, encoding="utf-8") as handle:
+            config = handle.read()
+        taken = __salt__["k8s_config.lease"](row["name"], flags, config)
+    return taken if "/" in taken or not taken else f"kube-system/{taken}"
+
+
 # -- what each component has to show ----------------------------------------------------------------------------------
 
 
@@ -199,7 +227,7 @@ def _check_apiserver(row, flags, thorough):
 
 def _check_controller(row, flags, thorough):
     _expect_ok(row, flags, row["probe"]["path"])
-    return _lease(row)
+    return _leader(row)
 
 
 def _check_etcd(row, flags, thorough):
@@ -253,17 +281,18 @@ def _metric_hashes(text):
     }
 
 
-def _lease(row):
+def _leader(row):
     """Return who holds the component's leader lease, read through this node's API server; raise unless it is renewed."""
-    if not row["api"] or not row["probe"].get("lease"):
+    namespace, _, name = lease(row).partition("/")
+    if not row["api"] or not name:
         return ""
-    path = f"/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/{row['probe']['lease']}"
-    lease = json.loads(_formula_gets(row["api"], path))["spec"]
-    renewed = datetime.datetime.fromisoformat(lease["renewTime"].replace("Z", "+00:00"))
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}"
+    found = json.loads(_formula_gets(row["api"], path))["spec"]
+    renewed = datetime.datetime.fromisoformat(found["renewTime"].replace("Z", "+00:00"))
     age = (datetime.datetime.now(datetime.timezone.utc) - renewed).total_seconds()
-    holder = lease.get("holderIdentity", "")
-    if not holder or age > lease["leaseDurationSeconds"]:
-        raise ValueError(f"leader lease {row['probe']['lease']} was last renewed {age:.0f} s ago by {holder or 'nobody'}")
+    holder = found.get("holderIdentity", "")
+    if not holder or age > found["leaseDurationSeconds"]:
+        raise ValueError(f"leader lease {name} was last renewed {age:.0f} s ago by {holder or 'nobody'}")
     return f"leader {holder.partition('_')[0]}"
 
 
@@ -304,8 +333,8 @@ def _no(reason):
 
 def _bound(row, flags):
     """Return the address and port at which the live flags let the component be asked."""
-    if "listen-client-urls" in flags:
-        where = urllib.parse.urlsplit(flags["listen-client-urls"].split(",")[0])
+    if flags.get("listen-client-urls"):
+        where = urllib.parse.urlsplit(__salt__["k8s_etcdctl.own_urls"](row, flags)[0])
         return where.hostname, where.port
     address = flags.get("bind-address", "")
     return row["address"] if address in WILDCARDS else address, int(flags.get("secure-port", row["port"]))

@@ -85,7 +85,7 @@ def _bound(row, flags):
     """Return [(address, port, flag)] that a component binds with ``flags``; an address "" is all of them."""
     if row["name"] == "etcd":
         found = []
-        for flag in ("listen-client-urls", "listen-peer-urls"):
+        for flag in ("listen-client-urls", "listen-peer-urls", "listen-metrics-urls"):
             for url in filter(None, flags.get(flag, "").split(",")):
                 where = urllib.parse.urlsplit(url)
                 found.append((where.hostname or "", where.port or 0, flag))

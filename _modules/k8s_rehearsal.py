@@ -201,7 +201,8 @@ def _play(components, cast, names, data, deadline):
     environment = _start_etcd(components, cast, data, deadline, rows)
     ready["etcd"] = time.monotonic()
     if "kube-apiserver" in cast:
-        api = _start_apiserver(components["kube-apiserver"], cast["kube-apiserver"], environment, deadline, rows)
+        leases = _leases(components, cast)
+        api = _start_apiserver(components["kube-apiserver"], cast["kube-apiserver"], environment, leases, deadline, rows)
         ready["kube-apiserver"] = time.monotonic()
         for name in [name for name in ORDER[2:] if name in cast]:
             rows[name] = {**__salt__["k8s_stage.dress"](components[name], cast[name], {}), "api": api}
@@ -240,12 +241,12 @@ def _start_etcd(components, cast, data, deadline, rows):
     return {"ETCDCTL_ENDPOINTS": flags["advertise-client-urls"], **dict(zip(names, files, strict=True))}
 
 
-def _start_apiserver(row, generation, environment, deadline, rows):
+def _start_apiserver(row, generation, environment, leases, deadline, rows):
     """Start the API server against the throw-away etcd and wait until it is ready. Return the row to ask it by."""
     exchanged = {"etcd-servers": environment["ETCDCTL_ENDPOINTS"], "etcd-servers-overrides": None}
     staged = __salt__["k8s_stage.dress"](row, generation, exchanged)
     flags = __salt__["k8s_generation.flags"](staged["home"])
-    __salt__["k8s_stage.leave_out"](environment, row["etcdctl"], flags.get("etcd-prefix", "/registry"))
+    __salt__["k8s_stage.leave_out"](environment, row["etcdctl"], flags.get("etcd-prefix", "/registry"), leases)
     rows["kube-apiserver"] = staged
     __salt__["k8s_stage.start"](staged)
     while True:
@@ -258,6 +259,12 @@ def _start_apiserver(row, generation, environment, deadline, rows):
                 raise
             if why := __salt__["k8s_scene.unreadable"](staged, _encrypted(row)):
                 raise Failed(staged["name"], why) from None
+
+
+def _leases(components, cast):
+    """Return the leases that the copy has of who leads the cluster: the cast would wait until they end."""
+    found = [__salt__["k8s_health.lease"](components[name], f"generations/{cast[name]}") for name in CONTROLLERS if name in cast]
+    return [lease for lease in found if lease]
 
 
 def _encrypted(row):

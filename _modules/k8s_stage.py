@@ -29,14 +29,12 @@ CLONE_NEWNET = 0x40000000
 ETCD_URL = "http://127.0.0.1:12379"
 PEER_URL = "http://127.0.0.1:12380"
 # What would make a copy behave otherwise than the cluster: calls to what cannot be reached, policies that are not made for
-# what a rehearsal writes, and the leases of leaders. (A key has the name of the resource, not of its API group.)
+# what a rehearsal writes. (A key has the name of the resource, not of its API group.) The leases of leaders go, too.
 LEFT_OUT = (
     "validatingwebhookconfigurations/",
     "mutatingwebhookconfigurations/",
     "validatingadmissionpolicybindings/",
     "mutatingadmissionpolicybindings/",
-    "leases/kube-system/kube-controller-manager",
-    "leases/kube-system/kube-scheduler",
 )
 
 
@@ -157,7 +155,7 @@ def restore(row, snapshot, member, peer_url=PEER_URL):
     return data
 
 
-def leave_out(environment, etcdctl, prefix):
+def leave_out(environment, etcdctl, prefix, leases):
     """
     Remove from the copy what must not be in a rehearsal: admission webhooks and policies, and leader leases.
 
@@ -167,14 +165,16 @@ def leave_out(environment, etcdctl, prefix):
         Path of the program.
     prefix
         The API server's ``--etcd-prefix``.
+    leases
+        The leases of leaders (list), each as NAMESPACE/NAME.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt 'controller-1' k8s_stage.leave_out "$ENVIRONMENT" /opt/etcd/3.7.3/bin/etcdctl /registry
+        salt 'controller-1' k8s_stage.leave_out "$ENVIRONMENT" /opt/etcd/3.7.3/bin/etcdctl /registry '["kube-system/one"]'
     """
-    for part in LEFT_OUT:
+    for part in (*LEFT_OUT, *(f"leases/{lease}" for lease in leases)):
         _checked(["ip", "netns", "exec", NAMESPACE, etcdctl, "del", "--prefix", f"{prefix}/{part}"], env=environment)
     return True
 

@@ -13,7 +13,7 @@ class Stage:
     """The stage as the rehearsal finds it: everybody who is ``started`` there is well, but for those in ``sick``."""
 
     def __init__(self, minion, place):
-        self.place, self.started, self.sick, self.up = place, [], {}, False
+        self.place, self.started, self.sick, self.up, self.left_out = place, [], {}, False, []
         for name in ("build", "leave", "restore", "leave_out", "dress", "start", "inside"):
             minion.fake(f"k8s_stage.{name}", getattr(self, name))
         for name in ("apiserver", "controllers"):
@@ -31,8 +31,8 @@ class Stage:
     def restore(self, row, snapshot, member, peer_url=None):
         return f"{self.place}/data"
 
-    def leave_out(self, environment, etcdctl, prefix):
-        return 0
+    def leave_out(self, environment, etcdctl, prefix, leases):
+        self.left_out = leases
 
     def dress(self, row, generation, exchanged):
         return {**row, "unit_name": f"rehearsal-{row['name']}", "since": 0.0, "plays": generation}
@@ -110,6 +110,25 @@ def test_the_stage_has_all_addresses_of_the_node_as_a_component_may_listen_at_an
     node.fake("network.ip_addrs6", return_value=["2001:db8::5", "fe80::1"])
     assert node.state(STATE, NAME, components=declare(CHANGED)).result is True
     assert stage.addresses == ["10.8.0.101", "192.0.2.5", "2001:db8::5"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "leases"),
+    [
+        (CHANGED, ["kube-system/kube-controller-manager", "kube-system/kube-scheduler"]),
+        (
+            {"scheduler": {"config": {"leaderElection": {"resourceName": "mine"}}}},
+            ["kube-system/kube-controller-manager", "kube-system/mine"],
+        ),
+        ({"scheduler": {"config": {"leaderElection": {"leaderElect": False}}}}, ["kube-system/kube-controller-manager"]),
+        ({"scheduler": {"settings": {"v": 4}, "probe": {"lease": "a/mine"}}}, ["kube-system/kube-controller-manager", "a/mine"]),
+    ],
+    ids=["as ever", "another lease", "no election", "the operator's"],
+)
+def test_the_leases_that_the_cast_takes_are_left_out_of_the_copy(node, stage, live, declare, layer, leases):
+    components = declare(layer)
+    assert node.state(STATE, NAME, components=components).result
+    assert stage.left_out == leases
 
 
 def test_a_pass_on_a_copy_of_the_data_is_remembered_as_one(node, stage, live, declare):

@@ -272,9 +272,10 @@ LEAF = "/srv/kubernetes_controller/pki/hosts/controller-1/kubernetes_controller_
         ({LEAF: "12 days left"}, {}, "automatic"),
         ({}, {"kube-apiserver": {"tls.crt": "12 days"}}, "automatic"),
         ({}, {"kube-apiserver": {"client-ca.crt": "12 days"}}, "manual"),
+        ({}, {"kube-apiserver": {"own.pem": "no certificate that can be read"}}, "manual"),
         ({"/srv/signer-ca.key": "declared no more; kept and removed"}, {}, "manual"),
     ],
-    ids=["nothing due", "due", "renewed but not there yet", "a CA ends", "a share shrinks"],
+    ids=["nothing due", "due", "renewed but not there yet", "a CA ends", "one is broken", "a share shrinks"],
 )
 def test_a_scheduled_renewal_promotes_only_for_what_it_renews_where_the_mode_is_manual(
     rendering, declared, helpers, found, ending, mode

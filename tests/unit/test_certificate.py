@@ -1,8 +1,11 @@
 """Certificates are judged by real ones."""
 
 import datetime
+import json
+import textwrap
 
 import pytest
+import yaml
 from salt.exceptions import CommandExecutionError
 
 SANS = ["controller-1", "10.8.0.101", "fd00::1", "*.example.com"]
@@ -125,6 +128,24 @@ def test_the_end_of_every_certificate_in_a_directory_is_told(modules, made, tmp_
     assert found["kubeconfig"] == found["tls.crt"]
     assert found["bundle.crt"].startswith("-")
     assert list(modules["k8s_certificate.ends"](str(tmp_path), within_days=30)) == ["bundle.crt"]
+
+
+def test_a_certificate_inside_a_structured_file_makes_it_no_certificate_file(modules, made, tmp_path):
+    document = {"jwt": [{"issuer": {"certificateAuthority": made["ca"]}}]}
+    for name, text in {"a.yaml": yaml.safe_dump(document), "a.json": json.dumps(document)}.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "b.yaml").write_text("jwt:\n- issuer:\n    certificateAuthority: |\n" + textwrap.indent(made["ca"], " " * 6))
+    (tmp_path / "tls.crt").write_text(f"\n# of the provider\nsubject=CN=good\n{made['good']}")
+    assert list(modules["k8s_certificate.ends"](str(tmp_path))) == ["tls.crt"]
+
+
+@pytest.mark.parametrize("within_days", [None, 30])
+def test_a_certificate_that_cannot_be_read_is_told_beside_the_others(modules, made, tmp_path, within_days):
+    (tmp_path / "broken.crt").write_text("-----BEGIN CERTIFICATE-----\nMII\n-----END CERTIFICATE-----\n")
+    (tmp_path / "tls.crt").write_text(made["expired"])
+    found = modules["k8s_certificate.ends"](str(tmp_path), within_days)
+    assert list(found) == ["broken.crt", "tls.crt"]
+    assert found["broken.crt"] == "no certificate that can be read"
 
 
 def test_of_an_expired_and_a_renewed_ca_with_one_key_the_valid_one_counts(modules, new_authority, monkeypatch):

@@ -350,6 +350,45 @@ def test_service_account_keys_can_be_brought(resolve):
 # -- downloads --------------------------------------------------------------------------------------------------------
 
 
+# -- leaders ----------------------------------------------------------------------------------------------------------
+
+
+def election(**words):
+    return {"config": {"leaderElection": words}}
+
+
+@pytest.mark.parametrize(
+    ("section", "layer", "lease"),
+    [
+        ("controller_manager", {}, "kube-controller-manager"),
+        ("controller_manager", {"settings": {"leader-elect": False}}, ""),
+        ("controller_manager", {"settings": {"leader-elect": "False"}}, ""),
+        ("controller_manager", {"settings": {"leader-elect": "true", "leader-elect-resource-name": "mine"}}, "mine"),
+        ("controller_manager", {"settings": {"leader-elect-resource-namespace": "a"}}, "a/kube-controller-manager"),
+        ("controller_manager", {"settings": {"leader-elect": False}, "probe": {"lease": "theirs"}}, "theirs"),
+        ("controller_manager", {"probe": {"lease": ""}}, ""),
+        ("scheduler", {}, "kube-scheduler"),
+        ("scheduler", election(leaderElect=False), ""),
+        ("scheduler", election(leaderElect="false"), ""),
+        ("scheduler", election(resourceName="mine", resourceNamespace="kube-system"), "mine"),
+        ("scheduler", election(resourceName="mine", resourceNamespace="a"), "a/mine"),
+        ("scheduler", {"settings": {"leader-elect": False}}, ""),
+        ("scheduler", {"settings": {"leader-elect": True}, **election(leaderElect=False)}, "kube-scheduler"),
+        ("scheduler", {"settings": {"config": None, "kubeconfig": "/x"}, **election(leaderElect=False)}, "kube-scheduler"),
+        ("scheduler", {"config": {"leaderElection": None}}, "kube-scheduler"),
+        ("scheduler", {"files": {"scheduler.yaml": {"config": None, "text": "leaderElection: {leaderElect: false}"}}}, ""),
+        ("scheduler", {"files": {"scheduler.yaml": {"config": None, "text": "a: ["}}}, "kube-scheduler"),
+    ],
+    ids=str,
+)
+def test_the_lease_that_is_looked_at_is_the_one_that_is_taken(resolve, section, layer, lease):
+    name = {"controller_manager": "kube-controller-manager", "scheduler": "kube-scheduler"}[section]
+    assert resolve({section: layer})["components"][name]["probe"]["lease"] == lease
+
+
+# -- downloads --------------------------------------------------------------------------------------------------------
+
+
 def test_downloads_are_at_the_mirror_for_this_architecture(resolve):
     rows = {row["name"]: row for row in resolve({"binaries": {"mirror": "http://mirror/"}})["downloads"]}
     assert rows["kubectl"]["source"] == "http://mirror/v1.37.2/bin/linux/amd64/kubectl"

@@ -57,8 +57,26 @@ def test_a_leader_that_listens_at_several_urls_hands_over_to_another_member_all_
     (tmp_path / "etcdctl").chmod(0o755)
     assert node.modules["k8s_etcdctl.hand_over"](row) == "c"
     said = (tmp_path / "log").read_text()
-    assert "\nhttps://127.0.0.1:2379 --" in said, said
     assert "move-leader a" not in said, said
+
+
+@pytest.mark.parametrize("does", ["hand_over", "leads"])
+def test_a_member_is_asked_where_it_listens_already(node, rows, tmp_path, does):
+    """A port is moved with both URLs listed: the new flags are live, and the member that runs has the former ones."""
+    urls = ["https://10.8.0.101:12379", "https://10.8.0.101:2379"]
+    row = {**rows({"etcd": {"settings": {"listen-client-urls": urls}}})["etcd"], "etcdctl": str(tmp_path / "etcdctl")}
+    node.modules["k8s_generation.promote"](row["home"], node.modules["k8s_generation.prepare"](row))
+    node.fake("k8s_config.load", return_value={"components": {"etcd": row}})
+    asked = MEMBERS.format(log=tmp_path / "log", leader=10, b_refuses=0)
+    unheard = '*:12379*) exit 1 ;;\n*" endpoint status "*) ;;'
+    (tmp_path / "etcdctl").write_text(asked.replace('*" endpoint status "*) ;;', unheard))
+    (tmp_path / "etcdctl").chmod(0o755)
+    if does == "leads":
+        assert node.modules["k8s_etcdctl.leads"]() is True
+    else:
+        assert node.modules["k8s_etcdctl.hand_over"](row) == "b"
+        said = (tmp_path / "log").read_text().splitlines()
+        assert [line.split()[0] for line in said if "move-leader" in line] == [urls[1]]
 
 
 def test_a_member_that_does_not_answer_hands_nothing_over(node, rows, tmp_path):

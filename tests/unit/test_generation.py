@@ -328,6 +328,17 @@ def test_a_second_certificate_of_a_bundle_is_told_too(apiserver, new_authority):
     assert found["old"] != found["new"]
 
 
+def test_a_structured_file_with_a_certificate_inside_is_told_by_what_changed_in_it(node, rows, authorities):
+    def declared(url):
+        document = {"jwt": [{"issuer": {"certificateAuthority": authorities["kubernetes"].crt, "url": url}}]}
+        return rows({"apiserver": {"files": {"authentication.yaml": {"yaml": document}}}})["kube-apiserver"]
+
+    one = Generations(node, declared("https://old"))
+    one.live()
+    found = one.differences(declared("https://new"))["files"]["authentication.yaml"]
+    assert [line.strip() for line in found.splitlines() if "https" in line] == ["-    url: https://old", "+    url: https://new"]
+
+
 @pytest.mark.parametrize(
     ("change", "how", "why"),
     [

@@ -536,10 +536,11 @@ def test_an_address_that_the_node_has_not_is_named(bound):
     assert "kube-scheduler cannot bind 192.0.2.7:10259 here (Cannot assign requested address)." in found
 
 
-def test_both_ports_of_etcd_are_looked_at(node, rows):
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_all_ports_of_etcd_are_looked_at(node, rows, scheme):
     node.fake("k8s_component.process", return_value={"pid": 0})
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        urls = {f"listen-{kind}-urls": f"https://127.0.0.1:{port}" for kind in ("client", "peer")}
+        urls = {f"listen-{kind}-urls": f"{scheme}://127.0.0.1:{port}" for kind in ("client", "peer", "metrics")}
         found = node.modules["k8s_host.ports"](rows({"etcd": {"settings": urls}}, binaries=False)["etcd"])
-    assert [line.split(": ")[0].rpartition(":")[2] for line in found] == ["listen-client-urls", "listen-peer-urls"]
+    assert [line.split(": ")[0].rpartition(":")[2] for line in found] == [*urls]
