@@ -63,7 +63,9 @@ def helpers():
 class Minion:
     """A minion's execution modules, states and renderers, through Salt's own loader and state compiler."""
 
-    def __init__(self, directory, pillar=None, name="controller-1", synced=True, test=False, file_roots=(), master=False):
+    def __init__(
+        self, directory, pillar=None, name="controller-1", synced=True, test=False, file_roots=(), master=False, grains=None
+    ):
         pillar = pillar or {"something": "else"}  # an empty one makes Salt ask a master
         opts = dict(salt.config.minion_config(None))
         for key in ("cachedir", "pki_dir", "sock_dir", "extension_modules", "conf_file", "log_file"):
@@ -76,7 +78,7 @@ class Minion:
             "pillar_roots": {"base": []},
             "module_dirs": [str(ROOT / "_modules")] if synced else [],
             "states_dirs": [str(ROOT / "_states")] if synced else [],
-            "grains": {**GRAINS, "id": name},
+            "grains": {**GRAINS, "id": name, **(grains or {})},
             "pillar": pillar,
             "saltenv": "base",
             "test": test,

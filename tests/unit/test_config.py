@@ -397,6 +397,16 @@ def test_downloads_are_at_the_mirror_for_this_architecture(resolve):
     assert rows["etcd"]["members"]["etcdctl"] == "etcd-v3.7.3-linux-amd64/etcdctl"
 
 
+@pytest.mark.parametrize(("machine", "arch"), [("aarch64", "arm64"), ("ppc64le", "ppc64le"), ("sparc", "sparc")])
+def test_a_node_fetches_for_its_own_architecture(minion, declared, defaults, machine, arch):
+    one = minion({"kubernetes_controller": declared}, grains={"cpuarch": machine})
+    one.fake("network.interfaces", return_value={"tap0": {"inet": [{"address": "10.8.0.101"}]}})
+    rows = {row["name"]: row for row in one.modules["k8s_config.load"](defaults)["downloads"]}
+    assert rows["kubectl"]["source"] == f"https://dl.k8s.io/v1.37.2/bin/linux/{arch}/kubectl"
+    assert rows["etcd"]["source"].endswith(f"/v3.7.3/etcd-v3.7.3-linux-{arch}.tar.gz")
+    assert rows["etcd"]["members"]["etcdctl"] == f"etcd-v3.7.3-linux-{arch}/etcdctl"
+
+
 def test_a_binary_that_is_not_fetched_is_not_the_formulas(resolve):
     cfg = resolve({"binaries": {"names": ["kubectl"]}})
     assert cfg["components"]["kube-scheduler"]["binary_managed"] is False
