@@ -163,7 +163,7 @@ def test_the_dry_run_reaches_no_etcd_and_writes_nothing(ask, tmp_path, helpers):
         server = f"https://127.0.0.1:{listener.getsockname()[1]}"
         ask(*api())
         before = helpers.tree(tmp_path)
-        assert ask(*api(etcd_servers=server, bind_address="127.0.0.1", secure_port=0)) is not None
+        assert ask(*api(etcd_servers=server, bind_address="127.0.0.1"), {"apiserver": {"port": 10443}}) == GOOD
         assert ask(*api(etcd_servers=server, bind_address="127.0.0.1")) == GOOD
         assert helpers.tree(tmp_path) == before
         with pytest.raises(TimeoutError):
