@@ -388,6 +388,7 @@ def _first_to_end(certificates):
         for who, parts in certificates.items()
         for part, files in (parts.items() if isinstance(parts, dict) else ())
         for file, words in files.items()
+        if " days" in words  # one that cannot be read has none
     ]
     return f"The first certificate to end is that of {min(ends)[1]}." if ends else None
 

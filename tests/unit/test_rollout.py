@@ -403,5 +403,12 @@ def test_the_record_has_each_certificate_with_its_days_left(runner, record, defa
     assert last == "The first certificate to end is that of controller-1 etcd peer.crt: 29 days, until 2026-12-24 (CN=a)."
 
 
+def test_a_certificate_that_cannot_be_read_does_not_hide_which_one_ends_first(runner):
+    broken = {"controller-1": {"kube-apiserver": {"own.pem": "no certificate that can be read"}}}
+    assert runner._first_to_end(broken) is None
+    broken["controller-2"] = {"etcd": {"peer.crt": "29 days, until 2026-12-24 (CN=a)"}}
+    assert "controller-2 etcd peer.crt: 29 days" in runner._first_to_end(broken)
+
+
 def test_a_rollout_does_not_fail_because_nobody_tells_of_certificates(runner):
     assert runner._certificates(["controller-1"]) == {}  # neither function is there
