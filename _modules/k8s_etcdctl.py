@@ -73,9 +73,8 @@ def own_urls(row, flags):
     found = []
     for url in filter(None, flags.get("listen-client-urls", "").split(",")):
         where = urllib.parse.urlsplit(url)
-        host = f"[{row['address']}]" if ":" in row["address"] else row["address"]
         port = f":{where.port}" if where.port else ""
-        found.append(f"{where.scheme}://{host}{port}" if where.hostname in WILDCARDS else url)
+        found.append(f"{where.scheme}://{_host(row['address'])}{port}" if where.hostname in WILDCARDS else url)
     return list(dict.fromkeys(found))
 
 
@@ -212,8 +211,13 @@ def hand_over(row):
 
 
 def _neighbours(row):
-    hosts = [f"[{address}]" if ":" in address else address for address in row["neighbours"].values()]
-    return [f"https://{host}:{row['port']}" for host in hosts]
+    """Return the URLs (list) of the other members."""
+    return [f"https://{_host(address)}:{row['port']}" for address in row["neighbours"].values()]
+
+
+def _host(address):
+    """Return an address as a URL has it."""
+    return f"[{address}]" if ":" in address else address
 
 
 def _own_status(row, access):

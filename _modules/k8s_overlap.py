@@ -87,9 +87,10 @@ def accepts(components, drafts=None):
 
         salt 'controller-1' k8s_overlap.accepts '{}'
     """
-    flags = {name: _flags(row, (drafts or {}).get(name)) for name, row in components.items()}
+    drafts = drafts or {}
+    flags = {name: _flags(row, drafts.get(name)) for name, row in components.items()}
     api = flags.get("kube-apiserver", {})
-    encrypted = encryption(components["kube-apiserver"], (drafts or {}).get("kube-apiserver")) if api else {}
+    encrypted = encryption(components["kube-apiserver"], drafts.get("kube-apiserver")) if api else {}
     etcd = [
         set(_authorities("etcd-ca", flags[name][flag]))
         for name, names in TRUSTS_ETCD.items()
@@ -98,7 +99,7 @@ def accepts(components, drafts=None):
     ]
     # With these a node asks whether its neighbours are ready.
     serving = [
-        set(_authorities("serving-ca", os.path.join((drafts or {}).get(name) or f"{row['home']}/live", "ca.crt")))
+        set(_authorities("serving-ca", os.path.join(drafts.get(name) or f"{row['home']}/live", "ca.crt")))
         for name, row in components.items()
         if name != "etcd" and flags[name]
     ]
