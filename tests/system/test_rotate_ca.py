@@ -209,7 +209,7 @@ def test_a_rotation_of_all_that_is_killed_goes_on_and_clients_of_both_are_served
             assert new.kubeconfig.read_text() != old.kubeconfig.read_text()
             assert new.authority.read_text() != old.authority.read_text()
             assert old.refused() == new.refused() == []
-            assert [node.name for node in cluster.nodes if not a_kubelet_lets_in(node, old.authority.read_bytes())] == []
+            assert [node.name for node in cluster.nodes if not a_kubelet_lets_in(node, old.authority.read_text())] == []
             secret_is_readable(cluster)
         assert sampler.asked > 20
         assert sampler.failed == []
@@ -223,7 +223,7 @@ def test_a_rotation_of_all_that_is_killed_goes_on_and_clients_of_both_are_served
     tokens = {f"a token of {what}": one.token.rpartition(".")[2] for what, one in (("before", old), ("after", new))}
     leaks.nowhere(cluster, watch, tokens)
     assert "kubernetes CA: rotated. signer CA: rotated. etcd CA: rotated. front-proxy CA: rotated." in done.stdout
-    assert not a_kubelet_lets_in(cluster.nodes[0], old.authority.read_bytes())
+    assert not a_kubelet_lets_in(cluster.nodes[0], old.authority.read_text())
     assert len(old.refused()) == 2 * len(cluster.nodes)
     assert new.refused() == []
     for node in cluster.nodes:  # not by the name of the server alone: it knows the former CA's clients no more
