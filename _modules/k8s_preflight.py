@@ -13,7 +13,6 @@ import shutil
 import time
 import urllib.parse
 
-import salt.utils.atomicfile
 import salt.utils.files
 from salt.exceptions import CommandExecutionError
 
@@ -50,6 +49,7 @@ def check(changing, components):
             found["warnings"] += answer["warnings"]
             found["errors"] += __salt__["k8s_host.ports"](changing[name])
         found["errors"] += __salt__["k8s_host.disk"](changing)
+        found["errors"] += _told(_memory, components)
         asked = components.get("kube-apiserver") or next(iter(components.values()))
         others = __salt__["k8s_skew.neighbours"](asked, drafts.get("kube-apiserver"))
         found["errors"] += versions(components, others)
@@ -181,9 +181,7 @@ def publish(components=None):
     key = _record(row, __opts__["id"])
     if __salt__["k8s_etcdctl.get"](row, key).get(key) != text:
         __salt__["k8s_etcdctl.put"](row, key, text)
-    with salt.utils.atomicfile.atomic_open(memory, "w") as handle:
-        json.dump({"live": live, "at": time.time()}, handle)
-    return True
+    return __salt__["k8s_durable.write"](memory, json.dumps({"live": live, "at": time.time()}))
 
 
 def not_accepted(components, others=None, drafts=None):
@@ -280,6 +278,10 @@ def _problems(row, directory):
     errors = _unfit_pairs(row, directory) + _told(_lost_keys, row, directory) + _moved_ports(row)
     answer = __salt__["k8s_ask_binary.problems"](row, directory)
     return {"errors": errors + answer["errors"], "warnings": answer["warnings"]}
+
+
+def _memory(components):
+    return __salt__["k8s_host.memory"](components, __salt__["k8s_rehearsal.due"](components))
 
 
 def _told(part, *args):

@@ -52,6 +52,28 @@ def save(row, target, max_mib=None):
     raise CommandExecutionError(f"etcd gives no copy of its data: {complaint}")
 
 
+def size_mib(row):
+    """
+    Return the size of the cluster's data in MiB (int), or None where no server of etcd says.
+
+    row
+        A row of the configuration's ``components``; its live identity is used.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_snapshot.size_mib "$ROW"
+    """
+    environment = __salt__["k8s_etcdctl.environment"](row)
+    for server in environment["ETCDCTL_ENDPOINTS"].split(","):
+        asked = {**environment, "ETCDCTL_ENDPOINTS": server}
+        answer = _run([row["etcdctl"], "endpoint", "status", "--write-out=json"], asked)
+        if answer.returncode == 0:
+            return round(json.loads(answer.stdout)[0]["Status"]["dbSize"] / MIB)
+    return None
+
+
 def keep(row, label):
     """
     Save and verify a snapshot to keep, and remove the oldest ones. Returns its path, or None where the pillar keeps none.
@@ -78,6 +100,8 @@ def keep(row, label):
     except OSError as exc:
         said = f"{directory}: {exc.strerror} (kubernetes_controller:rollout:snapshots:directory). {once}"
         raise CommandExecutionError(said) from exc
+    for left in glob.glob(f"{directory}/etcd-*-before-*.db.part"):  # of an etcdctl that was killed: the turn has one holder
+        os.unlink(left)
     target = f"{directory}/etcd-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-before-{label}.db"
     try:
         save(row, target)
@@ -89,6 +113,8 @@ def keep(row, label):
         if os.path.exists(target):
             os.unlink(target)
         raise CommandExecutionError(f"{str(exc).rstrip('.')}. {once}") from exc
+    __salt__["k8s_durable.sync"](target)
+    __salt__["k8s_durable.sync"](directory)
     for stale in sorted(glob.glob(f"{directory}/etcd-*-before-*.db"))[:-number]:
         os.unlink(stale)
     return target

@@ -358,6 +358,8 @@ def _put_back(component, good, since):
     if since is None:
         __salt__["k8s_generation.touch"](component["home"])
     else:
+        if component["name"] == "etcd":
+            __salt__["k8s_etcdctl.hand_over"](component)
         __salt__["k8s_component.restart"](component["name"])
 
 
