@@ -31,6 +31,8 @@ CONTROL_PLANE = {
 }
 # uname -m to the names that dl.k8s.io and etcd's releases use.
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le", "s390x": "s390x", "riscv64": "riscv64"}
+# What a member of etcd without data reads at its first start (k8s_etcd_members writes it).
+FIRST_START_FILE = "/run/kubernetes-controller-first-start.env"
 # Of a unit, in their order there.
 SECTIONS = ("Unit", "Service", "Install")
 # The order of a roll over nodes that serve: API servers first (Kubernetes' version-skew policy).
@@ -52,7 +54,12 @@ ELECTION = {
     "leader-elect-resource-name": "resourceName",
     "leader-elect-resource-namespace": "resourceNamespace",
 }
+# Flags of etcd that only a member without data reads (https://etcd.io/docs/v3.6/op-guide/configuration/): they are no part of a
+# generation. ``state`` says what a member without data does while nothing allows it to start: it ends.
+FIRST_START = ("initial-advertise-peer-urls", "initial-cluster", "initial-cluster-state", "initial-cluster-token")
+NEVER_EMPTY = {"Environment": "ETCD_INITIAL_CLUSTER_STATE=existing", "EnvironmentFile": f"-{FIRST_START_FILE}"}
 SYSTEM = "kube-system"
+MARK = "cluster.json"  # that the cluster exists (k8s_cluster)
 SECRET_SOURCES = ("encryption", "kubeconfig", "pillar")
 WORD = re.compile(r"\{([a-z_]+)\}")
 
@@ -345,6 +352,14 @@ def _deliveries(cfg, minion):
         row = {"minion": None, "name": name, "target": f"{pki['directory']}/admin/{name}"}
         managed = pki["authorities"]["kubernetes"]["managed"]
         return [{**row, **_rotating(f"{pki['directory']}/authorities/{name}")}] if managed else []
+    rows.append(
+        {
+            "minion": minion,
+            "name": MARK,
+            "target": f"{_delivered_to(cfg, minion)}/{MARK}",
+            "sources": [f"{pki['directory']}/{MARK}"],
+        }
+    )
     brought = f"{pki['directory']}/brought"
     for reference in sorted(_references(cfg)):
         name = _file_name(cfg, reference)
@@ -444,10 +459,14 @@ def _components(cfg, errors):
             "user": declared["user"],
             "group": declared["group"],
         }
-        files = _files(cfg, key, words)
+        first_start, files = {}, _files(cfg, key, words)
         settings = _settings(declared["settings"], words, f"{PILLAR}:{key}:settings", errors)
         if key == "controller_manager" and not cfg["pki"]["authorities"]["signer"]["enabled"]:
             settings = {k: v for k, v in settings.items() if not k.startswith("cluster-signing-")}
+        unit = _unit(cfg["unit"], declared["unit"], words)
+        if key == "etcd":
+            first_start = {flag: settings.pop(flag) for flag in FIRST_START if flag in settings}
+            unit["Service"] |= {name: [*_options(unit["Service"], name), ours] for name, ours in NEVER_EMPTY.items()}
         errors += _dangling(settings, files, home, f"{PILLAR}:{key}") + _parted(settings, words, key)
         cfg["components"][name] = {
             "name": name,
@@ -464,7 +483,8 @@ def _components(cfg, errors):
             "files": files,
             "pairs": {k: _fill(v, words) for k, v in declared["pairs"].items() if k in files},
             "directories": _directories(declared["directories"], words, f"{PILLAR}:{key}:directories", errors),
-            "unit": _unit(cfg["unit"], declared["unit"], words),
+            "unit": unit,
+            "first_start": first_start,
             "probe": _probe(declared["probe"], name, settings, files, home),
             "gate": cfg["rollout"]["gate"],
             "adopt": cfg["rollout"]["adopt"],
@@ -537,8 +557,14 @@ def _dangling(settings, files, home, path):
 
 
 def _parted(settings, words, key):
-    """Return a sentence for each flag that is not what all else goes by."""
-    return [
+    """Return a sentence for each flag that is not what all else goes by, or that destroys data."""
+    destroys = [
+        f"{PILLAR}:{key}:settings:{flag}: makes one member a cluster of its own, and is never a flag of a service. Remove it. To "
+        'restore a cluster see docs/operations.md, "Restore etcd from a snapshot by hand".'
+        for flag in ("force-new-cluster", "force-new-cluster-bump-amount")
+        if key == "etcd" and settings.get(flag, "false") != "false"
+    ]
+    return destroys + [
         f"{PILLAR}:{key}:settings:{flag}: is not {words[word]}, by which all else goes. "
         f"Use {PILLAR}:{path} instead, and leave this flag out."
         for flag, (word, path) in GOVERNED.get(key, {}).items()
@@ -603,6 +629,11 @@ def _unit(common, own, words):
         options = {**common.get(section, {}), **own.get(section, {})}
         unit[section] = _fill({k: v for k, v in options.items() if v is not None}, words)
     return unit
+
+
+def _options(section, name):
+    """Return the values (list) that an option of a section of a unit has."""
+    return _listed(section[name]) if name in section else []
 
 
 def _downloads(cfg):

@@ -52,12 +52,35 @@ def status():
     for component, files in ending.items():
         table[f"certificates of {component}"] = "NOT OK  " + "; ".join(f"{file} has {words}" for file, words in files.items())
         __context__["retcode"] = 1
+    for number, fault in enumerate(members(cfg["components"]), 1):
+        table[f"members of etcd ({number})"] = f"NOT OK  {fault}"
+        __context__["retcode"] = 1
     if not cfg["etcd"]["managed"] and "kube-apiserver" in cfg["components"]:
         for server, answer in _etcd_servers(cfg["components"]["kube-apiserver"]).items():
             table[f"etcd {server}"] = f"{'ok' if answer['ok'] else 'NOT OK'}  {answer['said']}"
             if not answer["ok"]:
                 __context__["retcode"] = 1
     return table
+
+
+def members(components):
+    """
+    Return what is not in order with the members of a managed etcd (list of sentences).
+
+    components
+        The configuration's ``components`` (dict of rows).
+
+    The members are those that etcd itself lists, whatever the pillar declares. If this node's member does not run nothing is
+    asked, as its own row says so.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_health.members "$COMPONENTS"
+    """
+    row = components.get("etcd")
+    return __salt__["k8s_etcd_members.problems"](row) if row and serves(row) else []
 
 
 def probe(row, since=None, thorough=False):
@@ -217,6 +240,9 @@ def _check_apiserver(row, flags, thorough):
     released = __salt__["k8s_generation.release"](row["home"])
     if version.removeprefix("v") != released:
         raise ValueError(f"says it is {version}, not {released}")
+    other = None if "stands_for" in row else __salt__["k8s_identity.differs"](row)
+    if other:
+        raise ValueError(other)
     if thorough and flags.get("encryption-provider-config-automatic-reload") == "true":
         file = os.path.basename(flags["encryption-provider-config"])
         wanted = "sha256:" + __salt__["k8s_generation.sha256"](row["home"], file)

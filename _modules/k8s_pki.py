@@ -29,10 +29,11 @@ END = "-----END CERTIFICATE-----\n"
 CLOCK_SKEW = datetime.timedelta(hours=1)
 ANOTHER_KEY = "the key is another"
 REMOVED = "declared no more; kept and removed"
+CLUSTER = "cluster.json"
 DIRECTORIES = ("", "authorities", "shared", "admin", "brought", "hosts")
 
 
-def differences(pki, force=False, exists="", dropped=False):
+def differences(pki, force=False, exists="", dropped=False, mark=None):
     """
     Return what is not as declared: a dictionary of path to reason, {} when all is in place. Nothing is written.
 
@@ -46,6 +47,8 @@ def differences(pki, force=False, exists="", dropped=False):
     dropped
         No controller reads with encryption keys that the pillar does not name, so they are handed out no more (default
         False: a rotation of theirs may need them in shares until its last step).
+    mark
+        What is handed out of whether the cluster exists (``k8s_cluster``); by default what was handed out stays.
 
     Raises CommandExecutionError when something that must never be made anew is lost.
 
@@ -55,15 +58,15 @@ def differences(pki, force=False, exists="", dropped=False):
 
         salt-call --local k8s_pki.differences "$PKI"
     """
-    return {path: why for path, why, _ in _steps(pki, force, exists, dropped)}
+    return {path: why for path, why, _ in _steps(pki, force, exists, dropped, mark)}
 
 
-def make(pki, force=False, exists="", dropped=False):
+def make(pki, force=False, exists="", dropped=False, mark=None):
     """
     Make and hand out what is not as declared; each file in one rename, readable by its owner alone. What was handed out and
     is declared no more is kept and removed.
 
-    pki, force, exists, dropped
+    pki, force, exists, dropped, mark
         See ``differences``. Returns and raises what that does.
 
     CLI Example:
@@ -75,7 +78,7 @@ def make(pki, force=False, exists="", dropped=False):
     done, pki = {}, {**pki, "stamp": __salt__["k8s_kept.now"]()}
     with __salt__["k8s_kept.locked"](pki["directory"]):
         __salt__["k8s_kept.sweep"](pki["directory"])
-        for path, why, step in _steps(pki, force, exists, dropped):
+        for path, why, step in _steps(pki, force, exists, dropped, mark):
             step()
             done[path] = why
     return done
@@ -189,7 +192,7 @@ def has_ended(path):
 # -- the walk: each step is (path, why, function that does it), judged when the ones before it are done ---------------
 
 
-def _steps(pki, force, exists, dropped):
+def _steps(pki, force, exists, dropped, mark):
     _refuse_if_lost(pki, exists)
     yield from _directories(pki)
     for name, authority in pki["authorities"].items():
@@ -199,8 +202,10 @@ def _steps(pki, force, exists, dropped):
     yield from _encryption(pki)
     for row in pki["certificates"]:
         yield from _leaf(pki, row, force)
+    yield from _cluster(pki, mark)
     for row in pki["deliveries"]:
-        yield from _delivery(pki, row)
+        if row["name"] != CLUSTER:
+            yield from _delivery(pki, row)
     yield from _undeclared(pki, dropped)
 
 
@@ -291,6 +296,17 @@ def _chain(pki, row):
         return ""
     path = __salt__["k8s_rotation.chain"](pki, row["authority"])
     return _read(path) if path else ""
+
+
+def _cluster(pki, mark):
+    """Hand out whether the cluster exists, to all at once."""
+    text = __salt__["k8s_cluster.text_of"](mark) if mark else ""
+    targets = [row["target"] for row in pki["deliveries"] if row["name"] == CLUSTER]
+    for path in [f"{pki['directory']}/{CLUSTER}", *targets] if mark else ():
+        if not os.path.exists(path):
+            yield path, "missing", lambda path=path: _write(path, text)
+        elif _read(path) != text:
+            yield path, f"the cluster is {mark['state']}", lambda path=path: _write(path, text)
 
 
 def _delivery(pki, row):

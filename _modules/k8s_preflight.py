@@ -55,6 +55,9 @@ def check(changing, components):
         found["errors"] += versions(components, others)
         if "kube-apiserver" in components:
             found["errors"] += __salt__["k8s_preflight.etcd"](components, drafts.get("kube-apiserver"))
+        if "etcd" in drafts or "etcd" in components and __salt__["k8s_generation.links"](components["etcd"]["home"])["live"]:
+            found["errors"] += __salt__["k8s_etcd_members.refusals"](components["etcd"], drafts.get("etcd"))
+        found["errors"] += __salt__["k8s_identity.refusals"](changing, drafts)
         found["errors"] += _told(__salt__["k8s_preflight.not_accepted"], changing, others, drafts)
         found["errors"] += __salt__["k8s_skew.clock_refusals"](
             others, asked["preflight"]["max_clock_skew_s"], here=__opts__["id"]
@@ -328,9 +331,9 @@ def _moved_ports(row):
             "kubernetes_controller:etcd:client_port (and kubernetes_controller:etcd:servers where it is set); then take "
             f"listen-client-urls out again. {once}"
         )
-    old, new = (_urls(flags, "initial-advertise-peer-urls") for flags in (present, declared))
     heard, hears = (_urls(flags, "listen-peer-urls") for flags in (present, declared))
-    if row["neighbours"] and (set(old) != set(new) or not any(_is_among(url, hears) for url in heard)):
+    old, new = __salt__["k8s_etcd_members.own_peers"](row) or heard, _urls(row["first_start"], "initial-advertise-peer-urls")
+    if row["neighbours"] and (set(old) != set(new) or not any(_is_among(url, hears) for url in old)):
         found.append(
             f"kubernetes_controller:etcd:peer_port: the other members know this one at {', '.join(old)} and keep that, whatever "
             f"is declared ({', '.join(new)}, listening at {', '.join(hears)}), so etcd would lose its quorum. First list both "

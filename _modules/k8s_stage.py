@@ -215,7 +215,7 @@ def dress(row, generation, exchanged):
     return {**row, "home": home, "stands_for": row["home"], "unit_name": UNIT.format(row["name"]), "since": time.monotonic() - 1}
 
 
-def start(row, data=None):
+def start(row, data=None, environment=None):
     """
     Start a component on the stage, without waiting for it.
 
@@ -223,6 +223,8 @@ def start(row, data=None):
         What ``dress`` returned.
     data
         Path of etcd's data (see ``restore``), for etcd itself.
+    environment
+        Flags of etcd (dict) that it takes from its environment, in the place of those of its unit.
 
     The unit is the component's own, with the stage in the place of its home, its log directories and its network.
 
@@ -239,6 +241,10 @@ def start(row, data=None):
         kept = __salt__["k8s_generation.flags"](row["home"])["data-dir"]
         service["BindPaths"] = [*_listed(service.get("BindPaths")), f"{data}:{kept}"]
         scratch = [path for path in scratch if path != kept]
+    if environment:
+        ours = [f"ETCD_{flag.upper().replace('-', '_')}={value}" for flag, value in environment.items()]
+        service["Environment"] = [*_listed(service.get("Environment")), *ours]  # the last of a name counts
+        service["EnvironmentFile"] = _listed(service.get("EnvironmentFile"))[:-1]  # without that of a first start
     service |= {
         "BindReadOnlyPaths": [*_listed(service.get("BindReadOnlyPaths")), *binds],
         "TemporaryFileSystem": [*_listed(service.get("TemporaryFileSystem")), *(f"{path}:mode=1777" for path in scratch)],

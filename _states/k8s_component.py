@@ -2,7 +2,7 @@
 Run the components of the control plane from generations.
 
 ``running`` is the whole story. What is refused and what differs is found out first; then each step is one function, in
-this order: prepare, rehearse, snapshot, turn, promote, take_up, gate, remember or go_back, settle. Each tells the master
+this order: prepare, rehearse, snapshot, join, turn, promote, take_up, gate, remember or go_back, settle. Each tells the master
 its name as it begins, so the same names are in the output of a rollout, in the tests and in the docs.
 """
 
@@ -74,6 +74,7 @@ def _change(component, changes):
     if _is_the_operators(component, changes):
         return _leave_it_to_the_operator(component, changes, "is")
     _snapshot(component, changes)
+    _join(component, generation)
     with _turn(component, changes, generation) as turn:
         answer = _exchange(component, changes, generation)
         if not answer["ok"]:
@@ -165,6 +166,8 @@ def _still_serves(component):
     """Answer for a component that is as declared: it must also pass a short gate."""
     answer = __salt__["k8s_health.wait"](component, timeout_s=CATCH_UP_S, consecutive=1)
     if answer["ok"]:
+        if not __opts__["test"]:
+            __salt__["k8s_identity.learn"](component)
         if component["name"] == "kube-apiserver" and not __opts__["test"]:
             _publish()
         return {"comment": f"{component['name']} runs as declared: {answer['said']}"}
@@ -242,6 +245,15 @@ def _snapshot(component, changes):
         __salt__["k8s_snapshot.keep"](component, f"{component['name']}-{component['release']}")
 
 
+def _join(component, generation):
+    """Let a member of etcd without data join the cluster, or found it with all others; raise if it must not start at all."""
+    if component["name"] != "etcd":
+        return
+    how = __salt__["k8s_etcd_members.allow_first_start"](component, f"{component['home']}/generations/{generation}")
+    if how != "data":
+        _begin(component, "join", {"join": "the members that are there", "found": "all controllers found the cluster"}[how])
+
+
 @contextlib.contextmanager
 def _turn(component, changes, generation):
     """
@@ -253,6 +265,8 @@ def _turn(component, changes, generation):
     """
     staged = f"{component['home']}/generations/{generation}" if changes["process"] == ADOPTION else None
     if changes["process"].startswith("none") or not component["neighbours"] or not _serves(component, staged):
+        if component["name"] == "etcd" and not component["neighbours"] and "neighbours" not in component["ignore"]:
+            __salt__["k8s_turn.neighbours_ready"](component, staged)  # members that the pillar does not name count, too
         yield None
         return
     _begin(component, "turn")
@@ -313,7 +327,9 @@ def _gate(component, changes, since):
     restarted = changes["process"].startswith(("start", "restart"))
     # A first start has nothing to protect: it need not prove that it is steady.
     steady = {"consecutive": 1} if changes["process"] == "start" else {}
-    return __salt__["k8s_health.wait"](component, since=since if restarted else None, **steady)
+    answer = __salt__["k8s_health.wait"](component, since=since if restarted else None, **steady)
+    other = __salt__["k8s_identity.differs"](component) if answer["ok"] and restarted else None
+    return {**answer, "ok": False, "said": other} if other else answer
 
 
 def _go_back(component, generation, changes, answer, before, turn):
@@ -364,9 +380,12 @@ def _put_back(component, good, since):
 def _remember(component):
     """Only a passed gate moves ``good``."""
     _begin(component, "remember")
+    if component["name"] == "etcd":
+        __salt__["k8s_etcd_members.forbid_first_start"]()
     live = __salt__["k8s_generation.links"](component["home"])["live"]
     __salt__["k8s_generation.promote"](component["home"], live, link="good")
     __salt__["k8s_generation.prune"](component["home"], component["keep_generations"])
+    __salt__["k8s_identity.remember"](component)
     _publish()
 
 

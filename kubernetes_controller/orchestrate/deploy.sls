@@ -106,6 +106,16 @@ Every component of every controller serves:
 {%- endif %}
 {%- endif %}
 
+{%- if not salt["k8s_cluster.settled"](cfg) and last.kind == "salt" %}
+
+The master knows that the cluster exists:
+  k8s_cluster.known:
+    - name: {{ cfg.pki.directory }}
+    - cfg: {{ cfg | json }}
+    - require:
+      - {{ last.kind }}: {{ last.id }}
+{%- endif %}
+
 {%- if cfg.admin.kubeconfig %}
 
 The operator has a kubeconfig on the master:

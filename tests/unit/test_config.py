@@ -187,7 +187,9 @@ def test_managed_etcd_is_named_by_all_controllers(resolve):
     assert components["kube-apiserver"]["settings"]["etcd-servers"] == servers
     flags = components["etcd"]["settings"]
     assert flags["name"] == "controller-1"
-    assert flags["initial-cluster"].split(",")[2] == "controller-3=https://10.8.0.103:2380"
+    first = components["etcd"]["first_start"]
+    assert first["initial-cluster"].split(",")[2] == "controller-3=https://10.8.0.103:2380"
+    assert first["initial-cluster-token"] == "kubernetes"
     assert flags["listen-client-urls"] == "https://10.8.0.101:2379"
 
 
@@ -205,7 +207,27 @@ def test_external_etcd_is_not_run_and_its_certificates_are_brought(resolve):
 def test_one_controller_is_a_cluster(resolve):
     cfg = resolve({"controllers": {"controller-2": None, "controller-3": None}})
     assert cfg["components"]["kube-apiserver"]["settings"]["etcd-servers"] == "https://10.8.0.101:2379"
-    assert cfg["components"]["etcd"]["settings"]["initial-cluster"] == "controller-1=https://10.8.0.101:2380"
+    assert cfg["components"]["etcd"]["first_start"]["initial-cluster"] == "controller-1=https://10.8.0.101:2380"
+
+
+def test_what_only_a_first_start_reads_is_no_part_of_a_members_generation(resolve, defaults):
+    etcd = resolve()["components"]["etcd"]
+    fewer = resolve({"controllers": {"controller-3": None}})["components"]["etcd"]
+    assert not [flag for flag in etcd["settings"] if flag.startswith("initial-")]
+    assert (etcd["settings"], etcd["unit"]) == (fewer["settings"], fewer["unit"])
+    kept = resolve({"etcd": {"settings": {"initial-election-tick-advance": False}}})["components"]["etcd"]
+    assert kept["settings"]["initial-election-tick-advance"] == "false"  # read at each start
+
+
+def test_a_member_without_data_ends_unless_it_was_allowed_to_start(resolve):
+    service = resolve({"etcd": {"unit": {"Service": {"Environment": ["GOGC=50"]}}}})["components"]["etcd"]["unit"]["Service"]
+    assert service["Environment"] == ["GOGC=50", "ETCD_INITIAL_CLUSTER_STATE=existing"]
+    assert service["EnvironmentFile"] == ["-/run/kubernetes-controller-first-start.env"]
+
+
+def test_a_flag_that_makes_one_member_a_cluster_of_its_own_is_refused(resolve):
+    with pytest.raises(Exception, match="kubernetes_controller:etcd:settings:force-new-cluster: "):
+        resolve({"etcd": {"settings": {"force-new-cluster": True}}})
 
 
 def test_ipv6_controllers_have_brackets_in_urls_only(resolve):
@@ -301,7 +323,7 @@ def test_a_minion_gets_each_file_that_its_rows_name_once(resolve, defaults):
                 *asked.get("authority", []),
                 *([asked["certificate"], asked["key"]] if asked else []),
             }
-    assert {target.rpartition("/")[2] for target in targets} == wanted | {"encryption-key1"}
+    assert {target.rpartition("/")[2] for target in targets} == wanted | {"encryption-key1", "cluster.json"}
 
 
 def test_brought_files_have_the_names_of_the_operator(resolve):

@@ -249,12 +249,12 @@ SURROUNDINGS = [
     ),
     Fault(
         "one etcd member down, a flag of etcd", (4,), "turn",
-        ("controller-3 is not ready", "etcd would lose a member more, so nothing was touched", '"ignore": ["neighbours"]'),
+        ("controller-3 is not ready", "Another etcd member would be down. Nothing was changed", '"ignore": ["neighbours"]'),
         settings("etcd", heartbeat_interval=120), inject.stopped("etcd", 1), part("etcd"), outage=True,
     ),
     Fault(
         "another controller down", (4,), "turn",
-        ("controller-3 is not ready", "one more would be missing, so nothing was touched", '"ignore": ["neighbours"]'),
+        ("controller-3 is not ready", "Another API server would be down. Nothing was changed", '"ignore": ["neighbours"]'),
         GOOD_FLAG, inject.stopped("kube-apiserver", 1), part("scheduler"), outage=True,
     ),
     Fault(
