@@ -1,5 +1,5 @@
 """
-What clients hold on to (promise 14): issuer and audiences of their tokens, the ranges of services and pods, and the names
+What clients hold on to (promise 14): issuer, audiences and key of their tokens, the ranges of services and pods, and the names
 and addresses in the API server's certificate.
 
 ``held`` and ``refusals`` are plain functions without I/O; ``cut_off`` compares what a node declares with what was good there,
@@ -109,7 +109,7 @@ def cut_off(row, directory):
     services = old["service-cidr"]
     if not _is_extended(services, new["service-cidr"]):  # what is stored counts, not what a flag made of it
         old["service-cidr"] = _stored(row, RANGES, "cidrs") or services
-    return refusals(old, new, row["ignore"]) + _lost_names(row, before, after, services)
+    return refusals(old, new, row["ignore"]) + _lost_key(row, before, after) + _lost_names(row, before, after, services)
 
 
 def others(components, drafts, records):
@@ -203,6 +203,25 @@ def _networks(ranges):
         return None  # the binary says what it thinks of it
 
 
+# -- the key of tokens ------------------------------------------------------------------------------------------------
+
+
+def _lost_key(row, before, after):
+    """Return a sentence, as a list, where the key that signs tokens now is none of those that are accepted then."""
+    public_keys = __salt__["k8s_certificate.public_keys"]
+    signs = public_keys(_text(before.get("service-account-signing-key-file", "")))[:1]
+    paths = _listed(after.get("service-account-key-file") or after.get("tls-private-key-file", ""))
+    accepted = [key for path in paths for key in public_keys(_text(path))]
+    if "service-account-key" in row["ignore"] or not signs or signs[0] in accepted:
+        return []
+    return [
+        f"{SETTINGS}:service-account-key-file: the key that signs service account tokens now is none of those declared, so each "
+        "token in use would get 401 from then on. Declare its public key beside the new one until no such token is in use any "
+        "more (salt-run state.orchestrate kubernetes_controller.orchestrate.rotate_service_account does that with the master's "
+        f"key). {__salt__['k8s_skew.override']('service-account-key')}"
+    ]
+
+
 # -- names in the certificate -----------------------------------------------------------------------------------------
 
 
@@ -246,8 +265,10 @@ def _certificates(flags):
 def _before(row):
     """Return the flags by which clients know a component: the good generation's, or of what is to be adopted."""
     good = __salt__["k8s_generation.flags"](row["home"], link="good")
-    if good or not row["adopt"] or row["name"] not in (API, MANAGER):
-        return good
+    if good:
+        return __salt__["k8s_generation.staged_flags"]({**row, "settings": good}, os.path.join(row["home"], "good"))
+    if not row["adopt"] or row["name"] not in (API, MANAGER):
+        return {}
     process = __salt__["k8s_component.process"](row["name"])
     if os.path.basename(process["binary"] or "") != row["name"]:
         return {}

@@ -182,9 +182,8 @@ def resolve(defaults, pillar, node=None):
         cfg["pki"]["authorities"]["etcd"]["managed"] = False
     if not node:
         first, address = next(iter(cfg["controllers"].items()))
-        _components(
-            {**cfg, "node": {"id": first, "address": address}, "components": {}}, errors, defaults
-        )  # for its faults alone
+        alone = {**cfg, "node": {"id": first, "address": address}, "components": {}}
+        _components(alone, errors, defaults)  # for its faults alone
         if errors:
             raise ConfigError(errors)
         cfg["admin"] = _admin(cfg)

@@ -114,6 +114,23 @@ def test_only_what_was_good_is_protected(clients):
     assert clients.refused(changed, name="kube-scheduler") == []
 
 
+def test_the_key_that_signs_is_accepted_until_another_one_signs(clients, node, material, new_authority):
+    clients.good()
+    pair = new_authority("sa").issue("sa")
+    node.opts["pillar"][PKI] |= {"service-account.key": pair.key, "service-account.pub": pair.crt}
+    (line,) = clients.refused()
+    assert line.startswith(
+        "kubernetes_controller:apiserver:settings:service-account-key-file: the key that signs service account"
+    )
+    assert overrides([line]) == ["service-account-key"]
+    assert clients.refused(ignore("service-account-key")) == []
+    node.opts["pillar"][PKI]["service-account.pub"] = pair.crt + material["service-account.pub"]
+    assert clients.refused() == [], "a rotation's second step"
+    clients.good()
+    node.opts["pillar"][PKI]["service-account.pub"] = pair.crt
+    assert clients.refused() == [], "and its third"
+
+
 # -- ranges -----------------------------------------------------------------------------------------------------------
 
 
