@@ -170,6 +170,34 @@ def problems(certificate, key=None, authority=None, usage=None, sans=None, now=N
     return found
 
 
+def lost_names(old, new):
+    """
+    Return the names and addresses (list of str) that certificates are valid for in ``old`` and in ``new`` are not.
+
+    old, new
+        PEM texts (lists) of what a server serves, for all clients the first one, for clients that ask for a name the others,
+        too. What is no certificate is valid for nothing; where none in ``new`` is one, nothing is compared.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_certificate.lost_names '["…"]' '["…"]'
+    """
+    before, after = ([_leaf(text) for text in texts] for texts in (old, new))
+    if not any(after):
+        return []
+    found = []
+    for position, leaf in enumerate(before):
+        names = _alternative_names(leaf) if leaf else None
+        if position == 0 and leaf:
+            addresses = map(str, names.get_values_for_type(x509.IPAddress))
+            found += [one for one in addresses if not (after[0] and _covers(after[0], one))]
+        named = names.get_values_for_type(x509.DNSName) if leaf else []
+        found += [one for one in named if not any(other and _covers(other, one) for other in after)]
+    return list(dict.fromkeys(found))
+
+
 def key_problem(text):
     """
     Return why ``text`` is not an unencrypted PEM private key, or None. The text itself is never in the answer.
@@ -289,6 +317,14 @@ def _certificates(text):
         return x509.load_pem_x509_certificates(text.encode())
     except ValueError as exc:
         raise CommandExecutionError("it is not a PEM certificate") from exc
+
+
+def _leaf(text):
+    """Return the first certificate of a text, or None."""
+    try:
+        return _certificates(text)[0]
+    except CommandExecutionError:
+        return None
 
 
 def _public_bytes(key):

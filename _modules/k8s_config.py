@@ -60,6 +60,10 @@ FIRST_START = ("initial-advertise-peer-urls", "initial-cluster", "initial-cluste
 NEVER_EMPTY = {"Environment": "ETCD_INITIAL_CLUSTER_STATE=existing", "EnvironmentFile": f"-{FIRST_START_FILE}"}
 SYSTEM = "kube-system"
 MARK = "cluster.json"  # that the cluster exists (k8s_cluster)
+# Flags that Kubernetes takes once per element and never splits at commas: stringArray, namedCertKey and a mapStringString
+# that is not split, in k8s.io/kubernetes pkg/kubeapiserver/options and k8s.io/apiserver pkg/server/options. Rendering has no
+# binary to ask; the preflight asks it, and a test compares this with all of them.
+REPEATED = ("oidc-required-claim", "service-account-issuer", "service-account-key-file", "tls-sni-cert-key")
 SECRET_SOURCES = ("encryption", "kubeconfig", "pillar")
 WORD = re.compile(r"\{([a-z_]+)\}")
 
@@ -185,7 +189,8 @@ def resolve(defaults, pillar, node=None):
         cfg["pki"]["authorities"]["etcd"]["managed"] = False
     if not node:
         first, address = next(iter(cfg["controllers"].items()))
-        _components({**cfg, "node": {"id": first, "address": address}, "components": {}}, errors)  # for its faults alone
+        alone = {**cfg, "node": {"id": first, "address": address}, "components": {}}
+        _components(alone, errors, defaults)  # for its faults alone
         if errors:
             raise ConfigError(errors)
         cfg["admin"] = _admin(cfg)
@@ -199,7 +204,7 @@ def resolve(defaults, pillar, node=None):
         if errors := _subject_faults(cfg["pki"]):
             raise ConfigError(errors)
     else:
-        _components(cfg, errors)
+        _components(cfg, errors, defaults)
         if errors:
             raise ConfigError(errors)
         cfg["after"] = {name: AFTER[name] for name in cfg["components"] if AFTER.get(name) in cfg["components"]}
@@ -441,7 +446,7 @@ def _runs(cfg, key):
     return cfg["etcd"]["managed"] if key == "etcd" else cfg[key]["enabled"]
 
 
-def _components(cfg, errors):
+def _components(cfg, errors, defaults):
     """Fill ``cfg["components"]``: one row per component of this node, with everything its states need."""
     minion = cfg["node"]["id"]
     for key, name in CONTROL_PLANE.items():
@@ -480,6 +485,7 @@ def _components(cfg, errors):
             "binary": f"{release_dir}/{release}/bin/{name}",
             "binary_managed": key == "etcd" or name in cfg["binaries"]["names"],
             "settings": settings,
+            "joined": _joined(declared["settings"], defaults[key]["settings"], settings),
             "files": files,
             "pairs": {k: _fill(v, words) for k, v in declared["pairs"].items() if k in files},
             "directories": _directories(declared["directories"], words, f"{PILLAR}:{key}:directories", errors),
@@ -548,7 +554,7 @@ def _dangling(settings, files, home, path):
             known |= {f"{name}.{part}" for part in ("authority", "certificate", "key")}
     faults = []
     for flag, value in settings.items():
-        for name in re.findall(re.escape(f"{home}/live/") + r"([\w.-]+)", value):
+        for name in re.findall(re.escape(f"{home}/live/") + r"([\w.-]+)", "\n".join(_listed(value))):
             if name not in known:
                 faults.append(
                     f"{path}:settings:{flag}: {home}/live/{name} is not a file of the generation; add {path}:files:{name}."
@@ -573,21 +579,43 @@ def _parted(settings, words, key):
 
 
 def _settings(settings, words, path, errors):
-    """Return the flags as strings, sorted by name; lists joined by commas, dictionaries as k=v."""
+    """
+    Return the flags as strings, sorted by name; lists joined by commas, dictionaries as k=v.
+
+    A flag that Kubernetes repeats is a list of strings where it has more than one element.
+    """
     flags = {}
     for flag, value in sorted((str(flag), value) for flag, value in settings.items()):
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", flag):
             errors.append(f"{path}:{flag}: not a flag name; write it without leading dashes.")
             continue
         errors += _strange(value, words, f"{path}:{flag}")
-        text = _flag_value(_fill(value, words))
-        if text is None:
+        filled = _fill(value, words)
+        elements = _elements(filled) if flag in REPEATED else [_flag_value(filled)]
+        if None in elements:
             errors.append(f"{path}:{flag}: expected a string, number, boolean, list or dictionary of those.")
             continue
-        if "\n" in text:
+        if any("\n" in text for text in elements):
             errors.append(f"{path}:{flag}: a flag cannot have a line break.")
-        flags[flag] = text
+        if not elements:
+            errors.append(f"{path}:{flag}: is empty. Name an element, or set it to null.")
+            continue
+        flags[flag] = elements if len(elements) > 1 else elements[0]
     return flags
+
+
+def _elements(value):
+    """Return what a repeated flag is written with, once each (None: not a flag's value)."""
+    if isinstance(value, dict):
+        return [_flag_value({name: part}) for name, part in sorted(value.items())]
+    return [None if isinstance(part, (list, dict)) else _flag_value(part) for part in _listed(value)]
+
+
+def _joined(declared, defaults, settings):
+    """Return the flags of which the operator's elements were joined to one value: the binary says whether it takes that."""
+    own = {str(flag): value for flag, value in declared.items() if defaults.get(flag) != value}
+    several = [flag for flag, value in own.items() if isinstance(value, (list, dict)) and len(value) > 1]
+    return sorted(flag for flag in several if isinstance(settings.get(flag), str))
 
 
 def _directories(directories, words, path, errors):
@@ -753,6 +781,22 @@ def lease(name, flags, config=None):
     return f"{namespace}/{own or name}" if namespace and namespace != SYSTEM else str(own or name)
 
 
+def arguments(flags):
+    """
+    Return the command line (list of str) that ``flags`` mean, in their order; one with a list is there once per element.
+
+    flags
+        Flags (dict of str, or of a list of str where a flag is repeated).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_config.arguments '{"service-account-issuer": ["https://new", "https://old"]}'
+    """
+    return [f"--{flag}={one}" for flag, value in flags.items() for one in _listed(value)]
+
+
 def start_script(row, checksum):
     """
     Return the text of a generation's ``start``: the exact binary and one flag per line.
@@ -768,8 +812,7 @@ def start_script(row, checksum):
 
         salt 'controller-1' k8s_config.start_script '{"name": "kube-scheduler", "release": "1.37.2", ...}' 3f9c…
     """
-    lines = [f"--{flag}={value}" for flag, value in row["settings"].items()]
-    command = " \\\n  ".join(map(shlex.quote, [row["binary"], *lines]))
+    command = " \\\n  ".join(map(shlex.quote, [row["binary"], *arguments(row["settings"])]))
     secret = " ".join(sorted(name for name, file in row["files"].items() if set(file) & set(SECRET_SOURCES)))
     head = f"#!/bin/sh\n# {row['name']} {row['release']} sha256:{checksum}\n# never shown: {secret}\n"
     return f"{head}exec {command}\n"

@@ -133,6 +133,8 @@ def flags(home, link="live"):
     """
     Return the flags (dict) of the generation that ``link`` leads to, read from its ``start``; {} without one.
 
+    A value is a str, and a list of str where the flag is there more than once.
+
     home
         Directory of the component's generations (its row's ``home``).
 
@@ -164,7 +166,11 @@ def staged_flags(row, directory):
 
         salt 'controller-1' k8s_generation.staged_flags "$ROW" /var/lib/kubernetes/generations/3f9c0d1e2b3a4c5d
     """
-    return {flag: value.replace(f"{row['home']}/live/", f"{directory}/") for flag, value in row["settings"].items()}
+    old, new = f"{row['home']}/live/", f"{directory}/"
+    return {
+        flag: [one.replace(old, new) for one in value] if isinstance(value, list) else value.replace(old, new)
+        for flag, value in row["settings"].items()
+    }
 
 
 def with_flags(start, exchanged):
@@ -174,7 +180,7 @@ def with_flags(start, exchanged):
     start
         Text of the script.
     exchanged
-        Flags (dict of str); None takes a flag away. Never repeated: lists of a repeated flag append.
+        Flags (dict, as of ``flags``); None takes a flag away. All that ``start`` has of such a flag is exchanged.
 
     CLI Example:
 
@@ -184,7 +190,7 @@ def with_flags(start, exchanged):
     """
     head, _, command = start.partition("\nexec ")
     flags = {flag: value for flag, value in {**_flags(start), **exchanged}.items() if value is not None}
-    words = [shlex.split(command.splitlines()[0].removesuffix("\\"))[0], *(f"--{flag}={value}" for flag, value in flags.items())]
+    words = [shlex.split(command.splitlines()[0].removesuffix("\\"))[0], *__salt__["k8s_config.arguments"](flags)]
     return f"{head}\nexec " + " \\\n  ".join(map(shlex.quote, words)) + "\n"
 
 
@@ -757,8 +763,8 @@ def _flags(start):
     for line in start.partition("\nexec ")[2].split(" \\\n")[1:]:
         word = shlex.split(line)[0] if "'" in line else line.strip()  # shlex is slow, and hardly ever needed
         name, _, value = word.removeprefix("--").partition("=")
-        found[name] = value
-    return found
+        found.setdefault(name, []).append(value)
+    return {name: values if len(values) > 1 else values[0] for name, values in found.items()}
 
 
 def _diff(old, new):

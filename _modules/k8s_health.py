@@ -349,7 +349,8 @@ def _flags(row):
     """Return the live flags; files of a row that stands for another home (a rehearsal's) are where they lie now."""
     flags = __salt__["k8s_generation.flags"](row["home"])
     if "stands_for" in row:
-        flags = {name: value.replace(f"{row['stands_for']}/live/", f"{row['home']}/live/") for name, value in flags.items()}
+        former = {"home": row["stands_for"], "settings": flags}
+        flags = __salt__["k8s_generation.staged_flags"](former, os.path.join(row["home"], "live"))
     return flags
 
 

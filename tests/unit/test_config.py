@@ -119,6 +119,42 @@ def test_a_setting_becomes_one_flag(resolve, value, flag):
     assert settings(resolve, "kube-scheduler", {"x": value})["x"] == flag
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "given"),
+    [
+        ("service-account-issuer", ["https://{id}", "https://a"], ["https://controller-1", "https://a"]),
+        ("service-account-issuer", "https://b,https://a", "https://b,https://a"),
+        ("service-account-issuer", ["https://{id}", "{endpoint_host}"], "https://controller-1"),
+        ("service-account-key-file", ["/b.pub", "/a.pub"], ["/b.pub", "/a.pub"]),
+        ("tls-sni-cert-key", ["/b.crt,/b.key:b.com", "/a.crt,/a.key"], ["/b.crt,/b.key:b.com", "/a.crt,/a.key"]),
+        ("oidc-required-claim", {"b": 1, "a": "x,y"}, ["a=x,y", "b=1"]),
+        ("oidc-required-claim", {"a": True}, "a=true"),
+        ("oidc-required-claim", ["b=1", "a=2"], ["b=1", "a=2"]),
+        ("api-audiences", ["b", "a"], "b,a"),
+    ],
+)
+def test_a_flag_that_kubernetes_repeats_is_given_once_per_element(modules, resolve, flag, value, given):
+    row = resolve({"apiserver": {"settings": {flag: value}}})["components"]["kube-apiserver"]
+    assert row["settings"][flag] == given
+    lines = [line for line in modules["k8s_config.start_script"](row, "abc").splitlines() if f"--{flag}=" in line]
+    assert len(lines) == (len(given) if isinstance(given, list) else 1)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "joined"),
+    [
+        ("x", ["a", "b"], True),
+        ("x", {"a": 1, "b": 2}, True),
+        ("x", ["a"], False),
+        ("x", "a,b", False),
+        ("tls-sni-cert-key", ["a", "b"], False),
+    ],
+)
+def test_what_was_joined_is_known_so_that_the_binary_can_be_asked(resolve, flag, value, joined):
+    row = resolve({"scheduler": {"settings": {"requestheader-allowed-names": "x", "tls-cipher-suites": "y", flag: value}}})
+    assert row["components"]["kube-scheduler"]["joined"] == [flag] * joined
+
+
 def test_flags_are_sorted_whatever_the_order_of_the_pillar(resolve):
     found = list(settings(resolve, "kube-scheduler", {"zz": 1, "aa": 1}))
     assert found == sorted(found)

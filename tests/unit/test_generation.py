@@ -241,6 +241,25 @@ def test_flags_are_read_back_from_the_start_script_as_declared(node, rows):
     assert one.release(str(one.home)) == "1.37.2"
 
 
+def test_a_repeated_flag_is_read_back_compared_and_exchanged_as_a_whole(node, rows):
+    two = {"service-account-issuer": ["https://b", "it's a"], "service-account-key-file": ["{live}/service-account.pub", "/x"]}
+    one = Generations(node, rows({"apiserver": {"settings": two}})["kube-apiserver"])
+    one.live()
+    assert one.flags(str(one.home)) == one.row["settings"]
+    start = (one.home / "live/start").read_text()
+    assert start.index("--service-account-issuer=https://b") < start.index("--service-account-issuer=it")
+    staged = node.modules["k8s_generation.staged_flags"](one.row, "/run/x")
+    assert staged["service-account-key-file"] == ["/run/x/service-account.pub", "/x"]
+    swapped = rows({"apiserver": {"settings": {**two, "service-account-issuer": ["it's a", "https://b"]}}})["kube-apiserver"]
+    changes = one.differences(swapped)["flags"]
+    assert changes == {"service-account-issuer": {"old": ["https://b", "it's a"], "new": ["it's a", "https://b"]}}
+    with_flags = node.modules["k8s_generation.with_flags"]
+    assert with_flags(start, {}) == start
+    assert with_flags(start, {"service-account-issuer": None}).count("--service-account-issuer=") == 0
+    other = with_flags(start, {"service-account-issuer": "https://c"})
+    assert (other.count("--service-account-issuer="), other.count("--service-account-key-file=")) == (1, 2)
+
+
 def test_nothing_differs_from_what_was_promoted(apiserver):
     apiserver.live()
     assert apiserver.differences(apiserver.row) == {}

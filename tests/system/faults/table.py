@@ -156,6 +156,26 @@ DECLARATION = [
         material(inject.new_encryption_key), ci=True,
     ),
     Fault(
+        "another domain of the cluster, which is in the issuer of tokens", (14,), "preflight",
+        ("kubernetes_controller:cluster:domain, by", "issuer https://kubernetes.default.svc.cluster.local is live and not"),
+        {"cluster": {"domain": "k8s.local"}},
+    ),
+    Fault(
+        "an issuer before the one in use, which the others do not know", (3, 14), "preflight",
+        ("the issuer of service account tokens (https://new)", "is not known to controller-2, controller-3 yet"),
+        settings("apiserver", service_account_issuer=["https://new", "https://kubernetes.default.svc.cluster.local"]),
+    ),
+    Fault(
+        "another range of services", (14,), "preflight",
+        ("kubernetes_controller:cluster:service_cidr: 10.96.0.0/16 is declared, 10.32.0.0/16 is live",),
+        {"cluster": {"service_cidr": "10.96.0.0/16"}},
+    ),
+    Fault(
+        "another range of pods", (14,), "preflight",
+        ("kubernetes_controller:cluster:pod_cidr: 10.201.0.0/16 is declared, 10.200.0.0/16 is live",),
+        {"cluster": {"pod_cidr": "10.201.0.0/16"}},
+    ),
+    Fault(
         "port taken", (2,), "preflight",
         ("scheduler:settings:secure-port: port 10999 of 10.8.0.101 is held by process",),
         {"scheduler": {"port": 10999}}, inject=inject.port_taken,
@@ -205,6 +225,11 @@ CERTIFICATES = [
         "certificate for another host", (2,), "preflight",
         ("kubernetes_controller_pki:apiserver.crt (kube-apiserver, tls.crt): it is not valid for 10.8.0.101",),
         inject=material(inject.for_another_host),
+    ),
+    Fault(
+        "certificate without the address of the Service `kubernetes`", (14,), "preflight",
+        ("the declared certificate is not valid for 10.32.0.1, the address of the Service `kubernetes`",),
+        inject=material(inject.without_the_service), ci=True,
     ),
     Fault(
         "key of another certificate", (2,), "preflight",
