@@ -291,9 +291,10 @@ def _leaf(pki, row, force):
 
 
 def _chain(pki, row):
-    """Return what a server shows after its own certificate while its CA is being exchanged."""
-    if "serverAuth" not in row["usage"]:
-        return ""
+    """
+    Return what is shown after a certificate while its CA is being exchanged, for whoever knows the former CA only: clients
+    of servers, and servers of clients, such as kubelets, which the API server asks with its certificate.
+    """
     path = __salt__["k8s_rotation.chain"](pki, row["authority"])
     return _read(path) if path else ""
 

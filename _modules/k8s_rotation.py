@@ -212,7 +212,7 @@ def settle(pki, name):
 
 def chain(pki, name):
     """
-    Return the path of what servers show after their certificates of a CA, or None; only while the new one signs already.
+    Return the path of what is shown after each certificate of a CA, or None; only while the new one signs already.
 
     pki, name
         See ``differences``.

@@ -151,6 +151,21 @@ def of_the_new_cas(cluster):
         assert certificates(node, "kubernetes/live/client-ca.crt") == [now["kubernetes"], now["signer"]], node.name
 
 
+def a_kubelet_lets_in(node, authority):
+    """Tell whether a TLS server that trusts clients of one CA only, as a kubelet, lets the node's API server in."""
+    node.write("/root/client-ca.crt", authority, 0o600)
+    live, port = "/var/lib/kubernetes/live", "10999"
+    server = ["openssl", "s_server", "-accept", port, "-www", "-Verify", "3", "-verify_return_error"]
+    server += ["-CAfile", "/root/client-ca.crt", "-cert", f"{live}/tls.crt", "-key", f"{live}/tls.key"]
+    node.exec(["systemd-run", "--quiet", "--collect", "--unit=fake-kubelet", *server])
+    asked = ["curl", "-sk", "--retry", "9", "--retry-connrefused", "--cert", f"{live}/kubelet-client.crt"]
+    asked += ["--key", f"{live}/kubelet-client.key", "-o", "/dev/null", "-w", "%{http_code}", f"https://127.0.0.1:{port}/"]
+    try:
+        return node.exec(asked, check=False).stdout.strip() == "200"
+    finally:
+        node.exec(["systemctl", "stop", "fake-kubelet"])
+
+
 def kill_in_the_middle(cluster, *words):
     """Start a rotation; while the first node is at work on the step ``sign``, kill it, and another node with it."""
     live = cluster.nodes[0].root / cluster.homes["kube-scheduler"].lstrip("/") / "live"
@@ -194,6 +209,7 @@ def test_a_rotation_of_all_that_is_killed_goes_on_and_clients_of_both_are_served
             assert new.kubeconfig.read_text() != old.kubeconfig.read_text()
             assert new.authority.read_text() != old.authority.read_text()
             assert old.refused() == new.refused() == []
+            assert [node.name for node in cluster.nodes if not a_kubelet_lets_in(node, old.authority.read_text())] == []
             secret_is_readable(cluster)
         assert sampler.asked > 20
         assert sampler.failed == []
@@ -207,6 +223,7 @@ def test_a_rotation_of_all_that_is_killed_goes_on_and_clients_of_both_are_served
     tokens = {f"a token of {what}": one.token.rpartition(".")[2] for what, one in (("before", old), ("after", new))}
     leaks.nowhere(cluster, watch, tokens)
     assert "kubernetes CA: rotated. signer CA: rotated. etcd CA: rotated. front-proxy CA: rotated." in done.stdout
+    assert not a_kubelet_lets_in(cluster.nodes[0], old.authority.read_text())
     assert len(old.refused()) == 2 * len(cluster.nodes)
     assert new.refused() == []
     for node in cluster.nodes:  # not by the name of the server alone: it knows the former CA's clients no more

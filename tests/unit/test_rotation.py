@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import ssl
 import subprocess
 from pathlib import Path
 
@@ -190,16 +191,56 @@ def test_each_step_hands_out_and_signs_what_it_says(master):
     assert seen["end"][1] == seen["drop"][1] == seen["sign"][1][: len(seen["end"][1])]
 
 
-def test_who_trusts_the_former_one_only_believes_servers_until_it_is_dropped(master, modules):
+def test_who_trusts_the_former_one_only_believes_each_certificate_until_it_is_dropped(master, modules):
     old = master.text("authorities/kubernetes-ca.crt")
     for step in master.run(["kubernetes"]):
-        for name, usage in (("apiserver", "serverAuth"), ("scheduler", "clientAuth")):
+        for name, usage in (("apiserver", "serverAuth"), ("apiserver-kubelet-client", "clientAuth"), ("scheduler", "clientAuth")):
             leaf, key = master.share(f"{name}.crt"), master.share(f"{name}.key")
             for trusted in (old, master.share("kubernetes-ca.crt")):
                 faults = modules["k8s_certificate.problems"](leaf, key=key, authority=trusted, usage=usage)
-                strange = trusted == old and (step in ("drop", "end") or (step == "sign" and name == "scheduler"))
-                assert bool(faults) == strange, (step, name, faults)
-            assert len(certificates(leaf)) == (2 if (step, name) == ("sign", "apiserver") else 1)
+                assert bool(faults) == (trusted == old and step in ("drop", "end")), (step, name, faults)
+            assert len(certificates(leaf)) == (2 if step == "sign" else 1)
+
+
+def handshake(kubelet, client):
+    """Return "" when a server lets a client in that shows its certificate, and else what the server says."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [
+        (client.wrap_bio(to_client, to_server, server_hostname="kubelet"), "client"),
+        (kubelet.wrap_bio(to_server, to_client, server_side=True), "server"),
+    ]
+    for _ in range(4):
+        for end, name in ends:
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLError as exc:
+                return f"{name}: {exc.verify_message if hasattr(exc, 'verify_message') else exc.reason}"
+    return "" if dict(map(reversed, ends))["server"].getpeercert() else "no certificate came"
+
+
+def test_a_kubelet_that_knows_the_former_ca_only_lets_the_api_server_in_until_it_is_dropped(master, authorities, tmp_path):
+    served, pair = authorities["kubernetes"].issue("kubelet", ["serverAuth"], ["kubelet"]), tmp_path / "kubelet.pem"
+    pair.write_text(served.crt + served.key)
+    kubelet = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cadata=master.text("authorities/kubernetes-ca.crt"))
+    kubelet.load_cert_chain(pair)
+    kubelet.verify_mode = ssl.CERT_REQUIRED
+    for step in master.run(["kubernetes"]):
+        client = ssl.create_default_context(cadata=authorities["kubernetes"].crt)
+        client.load_cert_chain(
+            *(master.root / f"hosts/controller-1/{PKI}/apiserver-kubelet-client.{end}" for end in ("crt", "key"))
+        )
+        said = handshake(kubelet, client)
+        assert (said == "") is (step in ("trust", "sign")), (step, said)
+
+
+def test_the_operators_kubeconfig_shows_the_former_cas_word_too(master, modules):
+    list(master.run(["kubernetes"], until="sign"))
+    pair = {part: master.text(f"admin/admin.{part}") for part in ("crt", "key")}
+    said = modules["k8s_kubeconfig.render"]("https://x:6443", "c", "u", authority="ca", certificate=pair["crt"], key=pair["key"])
+    assert list(modules["k8s_kubeconfig.pair"](said)) == [pair["crt"], pair["key"]]
+    assert len(certificates(modules["k8s_kubeconfig.certificate"](said))) == 2
 
 
 def test_openssl_finds_its_way_from_the_former_one_to_a_servers_certificate(master, tmp_path):
