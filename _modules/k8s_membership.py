@@ -103,7 +103,7 @@ def data_faults(found):
         if answer.get("hash"):
             hashes.setdefault(answer["hash"], []).append(url)
     if len(clusters) > 1:
-        listed = "; ".join(f"{', '.join(urls)}: {cluster}" for cluster, urls in clusters.items())
+        listed = "; ".join(f"{', '.join(urls)}: cluster {cluster}" for cluster, urls in clusters.items())
         return [f"etcd: the controllers run different clusters ({listed}): API servers answer with different data. {DIFFER}"]
     if len(hashes) > 1:
         listed = "; ".join(f"{', '.join(urls)}: {value}" for value, urls in hashes.items())

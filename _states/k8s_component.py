@@ -264,9 +264,13 @@ def _turn(component, changes, generation):
     with the identity of the generation that is to replace it.
     """
     staged = f"{component['home']}/generations/{generation}" if changes["process"] == ADOPTION else None
-    if changes["process"].startswith("none") or not component["neighbours"] or not _serves(component, staged):
-        if component["name"] == "etcd" and not component["neighbours"] and "neighbours" not in component["ignore"]:
-            __salt__["k8s_turn.neighbours_ready"](component, staged)  # members that the pillar does not name count, too
+    alone = not component["neighbours"] and component["name"] != "etcd"  # etcd may have members that the pillar does not name
+    if changes["process"].startswith("none") or alone or not _serves(component, staged):
+        yield None
+        return
+    if not component["neighbours"]:
+        if "neighbours" not in component["ignore"]:
+            __salt__["k8s_turn.neighbours_ready"](component, staged)
         yield None
         return
     _begin(component, "turn")

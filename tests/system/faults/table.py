@@ -166,6 +166,16 @@ DECLARATION = [
         settings("apiserver", service_account_issuer=["https://new", "https://kubernetes.default.svc.cluster.local"]),
     ),
     Fault(
+        "another prefix in etcd, under which there are no data", (12,), "preflight",
+        ("apiserver:settings:etcd-prefix: /registry2 (live: /registry): there is no namespace kube-system", '"ignore": ["identity"]'),
+        settings("apiserver", etcd_prefix="/registry2"), ci=True,
+    ),
+    Fault(
+        "another data directory of etcd, which is empty", (12, 13), "preflight",
+        ("etcd:data_dir: /var/lib/etcd-new (live: /var/lib/etcd): there is no data of a member",),
+        {"etcd": {"data_dir": "/var/lib/etcd-new"}},
+    ),
+    Fault(
         "another range of services", (14,), "preflight",
         ("kubernetes_controller:cluster:service_cidr: 10.96.0.0/16 is declared, 10.32.0.0/16 is live",),
         {"cluster": {"service_cidr": "10.96.0.0/16"}},
