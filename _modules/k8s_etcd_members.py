@@ -63,14 +63,15 @@ def survey(row, directory=None, hashes=False):
     return {"members": members, "asked": asked, "own": own}
 
 
-def problems(row, hashes=True):
+def problems(row, patience_s=0):
     """
-    Return what is not in order with the members of etcd (list of sentences), as far as it can be known now.
+    Return what is not in order with the members of etcd (list of sentences): those that the pillar does not declare, those
+    that do not vote or hold other data, and those that do not answer.
 
     row
         etcd's row of the configuration's ``components``.
-    hashes
-        See ``survey`` (default True).
+    patience_s
+        How long a member may be silent, in seconds (default 0): another controller may be restarting its own.
 
     CLI Example:
 
@@ -80,11 +81,16 @@ def problems(row, hashes=True):
     """
     if not __salt__["k8s_generation.links"](row["home"])["live"]:
         return []
-    try:
-        found = survey(row, hashes=hashes)
-    except CommandExecutionError as exc:
-        return [f"etcd: the members could not be asked: {exc}."]
-    return __salt__["k8s_membership.faults"](_controllers(row), found)
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            found = survey(row, hashes=True)
+        except CommandExecutionError as exc:
+            return [f"etcd: the members could not be asked: {exc}."]
+        lasting, passing = _faults(row, found)
+        if lasting or not passing or time.monotonic() >= deadline:
+            return lasting + passing
+        time.sleep(1)
 
 
 def status(name="etcd"):
@@ -110,7 +116,8 @@ def status(name="etcd"):
         raise CommandExecutionError("kubernetes_controller:etcd:managed is false, so the members of etcd are not the formula's.")
     row = cfg["components"][name]
     found = survey(row, hashes=True)
-    said = __salt__["k8s_membership.faults"](_controllers(row), found)
+    lasting, passing = _faults(row, found)
+    said = lasting + passing
     if said:
         __context__["retcode"] = 1
     return {"members": found["members"], "faults": said}
@@ -315,6 +322,15 @@ def _first_start(row, found):
     mark = __salt__["k8s_cluster.mark"](row)
     remote = __opts__.get("file_client") == "remote"
     return __salt__["k8s_membership.first_start"](me, mark, found, time.time(), has_master=remote)
+
+
+def _faults(row, found):
+    """Return the sentences on what lasts until somebody does something, and on what may pass by itself."""
+    controllers = _controllers(row)
+    lasting = __salt__["k8s_membership.data_faults"](found)
+    if found["members"] is not None:
+        lasting += __salt__["k8s_membership.differences"](controllers, found["members"])
+    return lasting, __salt__["k8s_membership.unwell"](controllers, found)
 
 
 def _controllers(row):

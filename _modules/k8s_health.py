@@ -63,12 +63,14 @@ def status():
     return table
 
 
-def members(components):
+def members(components, patience_s=0):
     """
     Return what is not in order with the members of a managed etcd (list of sentences).
 
     components
         The configuration's ``components`` (dict of rows).
+    patience_s
+        How long a member may be silent, in seconds (default 0).
 
     The members are those that etcd itself lists, whatever the pillar declares. If this node's member does not run nothing is
     asked, as its own row says so.
@@ -80,7 +82,7 @@ def members(components):
         salt 'controller-1' k8s_health.members "$COMPONENTS"
     """
     row = components.get("etcd")
-    return __salt__["k8s_etcd_members.problems"](row) if row and serves(row) else []
+    return __salt__["k8s_etcd_members.problems"](row, patience_s) if row and serves(row) else []
 
 
 def probe(row, since=None, thorough=False):

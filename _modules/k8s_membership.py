@@ -13,9 +13,9 @@ DIFFER = 'Change nothing, and keep a copy of each data directory (docs/operation
 MAKE_PKI = "`salt-run state.orchestrate kubernetes_controller.orchestrate.pki`"
 
 
-def faults(controllers, found):
+def unwell(controllers, found):
     """
-    Return what is not in order with the members (list of sentences).
+    Return which members do not do their work now (list of sentences). It may pass: one of them may be restarting.
 
     controllers
         {minion: address} of all that the pillar declares.
@@ -26,13 +26,12 @@ def faults(controllers, found):
 
     .. code-block:: bash
 
-        salt 'controller-1' k8s_membership.faults '{"controller-1": "10.8.0.101"}' '{"members": [], "asked": {}}'
+        salt 'controller-1' k8s_membership.unwell '{"controller-1": "10.8.0.101"}' '{"members": [], "asked": {}}'
     """
-    said = data_faults(found)
     if found["members"] is None:
         reasons = "; ".join(f"{url}: {answer['said']}" for url, answer in found["asked"].items() if answer["said"])
-        return [*said, f"etcd: no member says who the members are ({reasons or 'no answer'})."]
-    said += differences(controllers, found["members"])
+        return [f"etcd: no member says who the members are ({reasons or 'no answer'})."]
+    said = []
     for one in found["members"]:
         who, answer = _who(one, controllers), _answer(one, found["asked"])
         if one["started"] and answer is not None and not answer.get("healthy"):

@@ -29,7 +29,7 @@ def ready(name, components, timeout_s=75):
     patience = 0 if __opts__["test"] else timeout_s
     try:
         answers = {key: __salt__["k8s_health.wait"](row, timeout_s=patience, consecutive=1) for key, row in components.items()}
-        faults = __salt__["k8s_health.members"](components)
+        faults = __salt__["k8s_health.members"](components, patience)
     except CommandExecutionError as exc:
         return ret | {"result": None if __opts__["test"] else False, "comment": str(exc)}
     lines = [f"{'ok    ' if answer['ok'] else 'NOT OK'} {key}  {answer['said']}" for key, answer in answers.items()]

@@ -49,7 +49,12 @@ ALL = heard([member(1), member(2), member(3)], answer(1), answer(2), answer(3))
 
 @pytest.fixture
 def faults(modules):
-    return lambda found, controllers=CONTROLLERS: modules["k8s_membership.faults"](controllers, found)
+    def all_of(found):
+        listed = found["members"]
+        differences = modules["k8s_membership.differences"](CONTROLLERS, listed) if listed is not None else []
+        return modules["k8s_membership.data_faults"](found) + differences + modules["k8s_membership.unwell"](CONTROLLERS, found)
+
+    return all_of
 
 
 def test_members_that_are_declared_vote_and_agree_are_in_order(faults):

@@ -167,7 +167,7 @@ DECLARATION = [
     ),
     Fault(
         "another prefix in etcd, under which there are no data", (12,), "preflight",
-        ("apiserver:settings:etcd-prefix: /registry2 (live: /registry): there is no namespace kube-system", '"ignore": ["identity"]'),
+        ("settings:etcd-prefix: /registry2 (live: /registry): there is no namespace kube-system", '"ignore": ["identity"]'),
         settings("apiserver", etcd_prefix="/registry2"), ci=True,
     ),
     Fault(
