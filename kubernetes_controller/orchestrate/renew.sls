@@ -15,7 +15,8 @@ Certificates that are due are renewed:
     - pki: {{ cfg.pki | json }}
     - force: {{ pillar.get("force", false) | json }}
     - exists: {{ exists(cfg) | trim | json }}
-    - order: first
+    - require:
+      - sls: kubernetes_controller.orchestrate.controllers
     - require_in:
       - sls: kubernetes_controller.orchestrate.pki
 {%- endif %}
