@@ -16,7 +16,6 @@ from salt.exceptions import CommandExecutionError
 
 FILE = "cluster.json"
 FOUNDED, FOUNDING = "founded", "founding"
-ANSWER_S = 20
 RENEW_S = 600  # a permission to found that is older is given again, for as long as nobody has used it
 
 
@@ -115,9 +114,12 @@ def seen(cfg, begun=True):
     if cfg["etcd"]["managed"]:
         links["etcd"] = f"{cfg['etcd']['conf_dir']}/good"
     nodes = list(cfg["controllers"])
-    good = {component: _ask(nodes, link) for component, link in links.items()}
+    good = {component: __salt__["k8s_controllers.ask"](nodes, "file.is_link", link) for component, link in links.items()}
     live = f"{cfg['conf_dir']}/live"
-    return {"exists": "" if begun else there(_ask(nodes, live), live), "mark": judged(present, good, time.time())}
+    return {
+        "exists": "" if begun else there(__salt__["k8s_controllers.ask"](nodes, "file.is_link", live), live),
+        "mark": judged(present, good, time.time()),
+    }
 
 
 def there(answers, link):
@@ -163,7 +165,7 @@ def judged(present, good, now):
 
         salt-run salt.cmd k8s_cluster.judged '{}' '{}' 0
     """
-    answers = [said for nodes in good.values() for said in nodes.values()]
+    answers = [said if said in (True, False) else None for nodes in good.values() for said in nodes.values()]
     if present.get("state") == FOUNDED:
         return present
     if True in answers:
@@ -174,13 +176,6 @@ def judged(present, good, now):
     if now - present.get("at", 0) < RENEW_S and present.get("controllers") == controllers:
         return present
     return {**_now(now), "state": FOUNDING, "controllers": controllers}
-
-
-def _ask(nodes, link):
-    """Return {minion: whether ``link`` is there; None without an answer}."""
-    said = __salt__["saltutil.cmd"](nodes, "file.is_link", tgt_type="list", arg=[link], timeout=ANSWER_S)
-    answers = {node: (said.get(node) or {}).get("ret") for node in nodes}
-    return {node: answer if answer in (True, False) else None for node, answer in answers.items()}
 
 
 def settled(cfg):
@@ -218,8 +213,8 @@ def learned(cfg):
         salt-run salt.cmd k8s_cluster.learned "$CONFIGURATION"
     """
     present = _parsed(_text(os.path.join(cfg["pki"]["directory"], FILE)))
-    said = __salt__["saltutil.cmd"](list(cfg["controllers"]), "k8s_cluster.report", tgt_type="list", timeout=2 * ANSWER_S)
-    told = [one["ret"] for one in said.values() if isinstance(one, dict) and isinstance(one.get("ret"), dict)]
+    said = __salt__["k8s_controllers.ask"](list(cfg["controllers"]), "k8s_cluster.report")
+    told = [one for one in said.values() if isinstance(one, dict)]
     best = max(told, key=lambda one: sum(bool(one.get(key)) for key in ("kube_system", "members", "etcd_cluster")), default=None)
     if not best:
         raise CommandExecutionError("no controller reported its cluster")

@@ -21,6 +21,10 @@ VERSION = "0.1.0"  # of the formula; modules of another version than defaults.ya
 PILLAR = "kubernetes_controller"
 DEFAULTS = "salt://kubernetes_controller/defaults.yaml"
 SYNCED = "kubernetes_controller_synced"  # in the pillar of a round whose modules this run has synced
+OUTDATED = (
+    "this salt-master caches pillars (pillar_cache: True), and gave this run one of {id} that is no longer the present one. It "
+    "was taken out of the cache just now: run this again."
+)
 OURS = "look at what you changed last, sync the modules (saltutil.sync_all), and report it where that does not help."
 
 CONTROL_PLANE = {
@@ -76,7 +80,7 @@ class ConfigError(CommandExecutionError):
         super().__init__("\n".join(errors))
 
 
-def load(defaults=None, fresh=False):
+def load(defaults=None, fresh=False, pillar=None):
     """
     Return the resolved configuration of this minion, or of the cluster where this runs on the master.
 
@@ -85,6 +89,8 @@ def load(defaults=None, fresh=False):
     fresh
         Ask the master for the pillar (default False: a run of states has a new one anyway, but what a minion keeps for
         other functions is as old as its last refresh).
+    pillar
+        The pillar (dict) where it is at hand.
 
     The answer has a key ``errors`` instead of a configuration when the declaration is not in order, so that a
     rendering SLS can show the sentences without a traceback.
@@ -95,17 +101,31 @@ def load(defaults=None, fresh=False):
 
         salt 'controller-1' k8s_config.load
     """
-    pillar = _fresh_pillar() if fresh and __opts__.get("file_client") == "remote" else __pillar__
+    if pillar is None:
+        pillar = present_pillar() if fresh and __opts__.get("file_client") == "remote" else __pillar__
     declared = json.dumps(pillar.get(PILLAR), sort_keys=True, default=str)
     known = __context__.get("k8s_config", {})
     if known.get("declared") != declared:  # many SLS of one run ask the same
+        if __opts__.get("__role") == "master" and __salt__["k8s_controllers.outdated"]():
+            return {"errors": [OUTDATED.format(id=__opts__["id"])]}
         known = {"declared": declared, "cfg": _load(defaults, pillar.get(PILLAR))}
         if "errors" not in known["cfg"]:
             __context__["k8s_config"] = known
     return known["cfg"]
 
 
-def _fresh_pillar():
+def present_pillar():
+    """
+    Ask the master for the pillar of this minion (or compile that of the master's own id, where this runs there).
+
+    This function is for other modules: the answer has secrets.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_controllers.holds  # asks this, and tells fingerprints only
+    """
     asked = salt.pillar.get_pillar(__opts__, __grains__, __opts__["id"], __opts__.get("saltenv"))
     return asked.compile_pillar()
 
@@ -171,7 +191,7 @@ def resolve(defaults, pillar, node=None):
         salt-call --local k8s_config.resolve '{"release": "1.37.2"}' '{}'
     """
     if not isinstance(pillar, dict) or not pillar:
-        whose = f"minion {node['id']}" if node else "the master's own minion id (HOSTNAME_master)"
+        whose = f"minion {node['id']}" if node else f"the master's own minion id, {__opts__['id']}"
         raise ConfigError(
             [
                 f"Pillar has no key `{PILLAR}` for {whose}. Add it, with `controllers` at least "

@@ -30,6 +30,7 @@ CLOCK_SKEW = datetime.timedelta(hours=1)
 ANOTHER_KEY = "the key is another"
 REMOVED = "declared no more; kept and removed"
 CLUSTER = "cluster.json"
+AGAIN = "declared again; taken back"
 DIRECTORIES = ("", "authorities", "shared", "admin", "brought", "hosts")
 
 
@@ -277,17 +278,44 @@ def _encryption(pki):
 
 
 def _leaf(pki, row, force):
-    """A certificate that is made anew gets a new key with it: a stolen one is of no use once its CA is exchanged, too."""
+    """
+    A certificate that is made anew gets a new key with it: a stolen one is of no use once its CA is exchanged, too.
+
+    One that was declared no more, and is again (a slip in the pillar), is that of before as long as it fits.
+    """
     key_path, path = row["key"], row["path"]
+    former = None if force or os.path.exists(path) else _former(pki, row)
+    if former:
+        if former["key"] != key_path:
+            yield key_path, AGAIN, lambda: _take_back(former["key"], key_path, _read(former["key"]))
+        text = _pem(_certificate(former["path"])) + _chain(pki, row)
+        yield path, AGAIN, lambda: _take_back(former["path"], path, text)
+        return
     why = _leaf_fault(pki, row) or ("its renewal was asked for" if force else None)
     if not os.path.exists(key_path):
-        yield key_path, "missing", lambda: _write_key(key_path, pki)
+        yield key_path, "missing", lambda: _replace(pki, key_path, _new_key(pki))
     elif why and why != ANOTHER_KEY:  # a run that is cut off behind this step has left just that
         yield key_path, why, lambda: _replace(pki, key_path, _new_key(pki))
     if why:
         yield path, why, lambda: _replace(pki, path, _leaf_certificate(pki, row) + _chain(pki, row))
     elif _read(path).partition(END)[2] != _chain(pki, row):
         yield path, "what follows it differs", lambda: _write(path, _pem(_certificate(path)) + _chain(pki, row))
+
+
+def _former(pki, row):
+    """Return where the pair of a row is that was withdrawn (``path``, ``key``), when it still fits; else None."""
+    former = {part: __salt__["k8s_kept.withdrawn"](pki["directory"], row[part]) for part in ("path", "key")}
+    if os.path.exists(row["key"]):  # taken back by a run that was cut off then
+        former["key"] = row["key"]
+    try:
+        return None if _leaf_fault(pki, {**row, **former}) else former
+    except (CommandExecutionError, OSError):
+        return None  # what is no pair any more is made anew
+
+
+def _take_back(former, path, text):
+    _write(path, text)
+    os.unlink(former)
 
 
 def _chain(pki, row):
@@ -517,15 +545,15 @@ def _write(path, text):
 
 
 def _replace(pki, path, text):
-    """Write a file; what it was before is kept."""
+    """Write a file; what it was before is kept, and what was withdrawn of it comes back no more."""
+    __salt__["k8s_kept.forgo"](pki["directory"], path, stamp=pki.get("stamp"))
     if os.path.exists(path):
         __salt__["k8s_kept.keep"](pki["directory"], path, stamp=pki.get("stamp"))
     _write(path, text)
 
 
 def _remove(pki, path):
-    __salt__["k8s_kept.keep"](pki["directory"], path, stamp=pki.get("stamp"))
-    os.unlink(path)
+    __salt__["k8s_kept.withdraw"](pki["directory"], path, stamp=pki.get("stamp"))
 
 
 def _is_pem(path):

@@ -47,7 +47,8 @@ def managed(name, pki, force=False, exists="", dropped=False, mark=None):
     gone = [path for path, why in found.items() if why.endswith("removed")]
     changes = {path: {"old": why, "new": "removed" if path in gone else "as declared"} for path, why in found.items()}
     verb = "would be" if __opts__["test"] else "were"
-    counts = ((len(found) - len(gone), "made"), (len(gone), "removed"))
+    back = [path for path, why in found.items() if why.endswith("taken back")]
+    counts = ((len(found) - len(gone) - len(back), "made"), (len(back), "taken back"), (len(gone), "removed"))
     said = ", ".join(f"{count} files {verb} {done}" for count, done in counts if count)
     return ret | {"result": None if __opts__["test"] else True, "changes": changes, "comment": f"{said}.{stands}"}
 

@@ -16,7 +16,8 @@ Certificates that are due are renewed:
     - force: {{ pillar.get("force", false) | json }}
     - exists: {{ seen.exists | json }}
     - mark: {{ seen.mark | json }}
-    - order: first
+    - require:
+      - sls: kubernetes_controller.orchestrate.controllers
     - require_in:
       - sls: kubernetes_controller.orchestrate.pki
 {%- endif %}
