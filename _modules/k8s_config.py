@@ -528,6 +528,8 @@ def _components(cfg, errors, defaults):
             "keep_generations": cfg["rollout"]["keep_generations"],
             "pki": {"pillar": cfg["pki"]["pillar"], "files": cfg["pki"]["files"], "directory": cfg["pki"]["directory"]},
         }
+    places = [cfg["release_dir"], cfg["etcd"]["release_dir"], cfg["bin_dir"], cfg["rollout"]["snapshots"]["directory"]]
+    errors += __salt__["k8s_owners.crossed"](cfg["components"], places)
 
 
 def _probe(probe, name, settings, files, home):

@@ -129,6 +129,30 @@ def intact(home, name):
     return bool(present) and _digest(present) == name.partition(".")[0]
 
 
+def prepared_as(row, name):
+    """
+    Return owner and mode that a generation was prepared with: {file: {user, group, mode}}, the directory under ``""``; {}
+    where its content is another, so that nobody knows.
+
+    row
+        A row of the configuration's ``components``.
+
+    name
+        Name of a generation below its home.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.prepared_as "$ROW" 3f9c0d1e2b3a4c5d
+    """
+    files = _as_prepared(row, name)
+    if not files or _digest(files) != name.partition(".")[0]:
+        return {}
+    directory = {**files["start"], "mode": f"{DIRECTORY_MODE:04o}"}
+    return {file: {key: entry[key] for key in ("user", "group", "mode")} for file, entry in {"": directory, **files}.items()}
+
+
 def flags(home, link="live"):
     """
     Return the flags (dict) of the generation that ``link`` leads to, read from its ``start``; {} without one.
@@ -241,7 +265,8 @@ def differences(row, link="live"):
     """
     Return how the declared generation differs from the one that ``link`` leads to; {} when it does not.
 
-    The answer is fit for a state's ``changes``: flags old and new, files by description or diff, secrets never.
+    The answer is fit for a state's ``changes``: flags old and new, files by description or diff, secrets never. Owners and
+    modes that somebody changed are no difference: they are put right where they are (``k8s_owners``).
 
     row
         A row of the configuration's ``components``.
@@ -255,7 +280,7 @@ def differences(row, link="live"):
 
         salt 'controller-1' k8s_generation.differences "$ROW"
     """
-    wanted, present = _build(row), _read(os.path.join(row["home"], link))
+    wanted, present = _build(row), _as_prepared(row, _target(row["home"], link))
     if present and _digest(wanted) == _digest(present):
         return {}
     changes = {"generation": {"old": _target(row["home"], link), "new": _digest(wanted)}}
@@ -278,7 +303,7 @@ def differences(row, link="live"):
     if files:
         changes["files"] = files
     if set(changes) == {"generation"}:
-        changes["damage"] = "owner, mode or layout of the live generation is not what it was prepared with"
+        changes["damage"] = "the live generation is not what it was prepared as"
     return changes
 
 
@@ -320,8 +345,9 @@ def prepare(row):
     Write the declared generation beside the others, in a directory of its own, and return its name.
 
     It is written under another name, synced, and renamed, so that a directory with a generation's name is whole.
-    Nothing is ever written into one that exists: a damaged one is left where it is and a new one gets a number. Of those
-    that were never promoted no more are left than the pillar keeps.
+    Nothing is ever written into one that exists: a damaged one is left where it is and a new one gets a number; one that
+    has only other owners or modes gets its own again. Directories that the component writes to are made where they are
+    missing, and left as they are otherwise. Of generations that were never promoted no more are left than the pillar keeps.
 
     row
         A row of the configuration's ``components``.
@@ -334,20 +360,18 @@ def prepare(row):
     """
     files = _build(row)
     group, parent = _gid(row["group"]), os.path.join(row["home"], "generations")
-    for directory in (row["home"], parent):
-        try:
-            os.makedirs(directory, mode=DIRECTORY_MODE, exist_ok=True)
-            os.chown(directory, 0, group)
-            os.chmod(directory, DIRECTORY_MODE)
-        except OSError as exc:
-            raise CommandExecutionError(f"{directory}: {exc.strerror}. Nothing was promoted.") from exc
     name = base = _digest(files)
     number = 1
-    while os.path.isdir(os.path.join(parent, name)):
-        if _digest(_read(os.path.join(parent, name))) == base:
-            return name
-        number += 1
-        name = f"{base}.{number}"
+    try:
+        __salt__["k8s_owners.provide"](row)
+        while os.path.isdir(os.path.join(parent, name)):
+            if _digest(_as_prepared(row, name)) == base:
+                __salt__["k8s_owners.restore"](row, name)
+                return name
+            number += 1
+            name = f"{base}.{number}"
+    except OSError as exc:
+        raise CommandExecutionError(f"{exc.filename or parent}: {exc.strerror}. Nothing was promoted.") from exc
     for stale in os.listdir(parent):
         if stale.startswith(".prepare-"):
             shutil.rmtree(os.path.join(parent, stale))
@@ -440,7 +464,7 @@ def remember_failure(home, name, reason):
 
         salt 'controller-1' k8s_generation.remember_failure /var/lib/kubernetes 3f9c0d1e2b3a4c5d 'it crashed'
     """
-    with salt.utils.atomicfile.atomic_open(os.path.join(home, FAILED), "w") as handle:
+    with salt.utils.files.set_umask(0o077), salt.utils.atomicfile.atomic_open(os.path.join(home, FAILED), "w") as handle:
         json.dump({**failures(home), name.partition(".")[0]: reason}, handle, indent=1)
     return True
 
@@ -686,6 +710,29 @@ def _read(directory):
     for name in _never_shown(files):
         files[name]["secret"] = True
     return files
+
+
+def _as_prepared(row, name):
+    """
+    Return a generation from disk, with the owners and modes that it was prepared with where only those were changed since.
+
+    Its name tells: it is a digest of them, too.
+    """
+    present = _read(os.path.join(row["home"], "generations", name)) if name else {}
+    if not present or _digest(present) == name.partition(".")[0]:
+        return present
+    groups = {*re.findall(r"^Group=(.*)$", _text(present, "unit"), re.M), row["group"]}
+    for group in groups:
+        meant = {file: {**entry, "user": "root", "group": group, "mode": _mode(row, file)} for file, entry in present.items()}
+        if _digest(meant) == name.partition(".")[0]:
+            return meant
+    return present
+
+
+def _mode(row, file):
+    """Return the mode of a file of a generation (what lies beside a kubeconfig has the kubeconfig's)."""
+    known = {"start": {"mode": "0750"}, "unit": {"mode": "0644"}, **row["files"]}
+    return known.get(file, known.get(file.rpartition(".")[0], {})).get("mode", "0640")
 
 
 def _never_shown(files):

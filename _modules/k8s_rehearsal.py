@@ -395,7 +395,7 @@ def _stamp(components, cast, names, data):
         there = {_bare(generation) for generation in os.listdir(os.path.join(home, "generations"))}
         known = {digest: known for digest, known in _stamps(home).items() if digest in there}
         try:
-            with salt.utils.atomicfile.atomic_open(os.path.join(home, STAMPS), "w") as handle:
+            with salt.utils.files.set_umask(0o077), salt.utils.atomicfile.atomic_open(os.path.join(home, STAMPS), "w") as handle:
                 json.dump({**known, _bare(cast[name]): stamp}, handle, indent=1)
         except OSError as exc:
             raise CommandExecutionError(f"{home}/{STAMPS}: {exc.strerror}. Nothing was promoted.") from exc

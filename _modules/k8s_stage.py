@@ -200,10 +200,10 @@ def dress(row, generation, exchanged):
     """
     home = f"{PLACE}/{row['name']}"
     source, target = f"{row['home']}/generations/{generation}", f"{home}/generations/{generation}"
-    os.makedirs(f"{home}/generations", mode=0o750)
+    os.makedirs(f"{home}/generations")
     shutil.copytree(source, target)
     for path in [home, f"{home}/generations", target, *(entry.path for entry in os.scandir(target))]:
-        os.chmod(path, os.stat(path).st_mode & 0o750)
+        os.chmod(path, 0o750 if os.path.isdir(path) else os.stat(path).st_mode & 0o750)
         shutil.chown(path, "root", row["group"])
     os.symlink(f"generations/{generation}", f"{home}/live")
     start = f"{target}/start"

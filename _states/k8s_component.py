@@ -45,25 +45,57 @@ def running(name, component):
     foreign = __salt__["k8s_component.foreign"](component)
     if foreign:
         return ret | {"result": False, "comment": foreign}
+    owners, fault = _own(component)
+    if fault:
+        return ret | {"result": False, "comment": f"{name}: {fault}"}
+    answer = ret | _run(component, owners)
+    if owners and answer["result"] and __opts__["test"]:
+        answer["result"] = None
+    return answer | {"changes": {**owners, **answer["changes"]}}
+
+
+def _own(component):
+    """
+    What is live gets the owners and modes that it has to have, whatever else is declared or refused; nothing restarts for it.
+
+    Returns them for ``changes``, and what kept it from it. They go over with a promotion, so one that was cut off, whose
+    process may still be the former account's, is brought to its end first.
+    """
+    links = __salt__["k8s_generation.links"](component["home"])
+    if links["live"] != links["good"]:
+        return {}, ""
+    try:
+        astray = __salt__["k8s_owners.wrong"](component)
+        if astray and not __opts__["test"]:
+            __salt__["k8s_owners.belong"](component)
+    except (CommandExecutionError, OSError) as exc:
+        return {}, str(exc)
+    return ({"owners": astray} if astray else {}), ""
+
+
+def _run(component, owners):
+    """Compare, refuse, change; return what of a state's answer is known then."""
+    name = component["name"]
     try:
         changes = _compare(component)
     except CommandExecutionError as exc:
         if __opts__["test"]:
-            return ret | {"result": None, "comment": f"Not knowable yet: {exc}"}
-        return ret | {"result": False, "comment": f"{name}: {exc}"}
-    if not changes:
-        return ret | _still_serves(component)
+            return {"result": None, "comment": f"Not knowable yet: {exc}"}
+        return {"result": False, "comment": f"{name}: {exc}"}
+    if not changes and not owners:
+        return _still_serves(component)
+    changes = changes or {"process": "none (owners)"}
     before = __salt__["k8s_generation.links"](component["home"])["live"]
     try:
         _refuse(component, changes)
         if __opts__["test"] and _is_the_operators(component, changes):
-            return ret | _leave_it_to_the_operator(component, changes, "would be")
+            return _leave_it_to_the_operator(component, changes, "would be")
         if __opts__["test"]:
-            return ret | {"result": None, "changes": changes, "comment": f"{name} would change: {changes['process']}."}
-        return ret | _change(component, changes)
+            return {"result": None, "changes": changes, "comment": f"{name} would change: {changes['process']}."}
+        return _change(component, changes)
     except (CommandExecutionError, OSError) as exc:
         moved = __salt__["k8s_generation.links"](component["home"])["live"] != before
-        return ret | {"result": False, "changes": changes if moved else {}, "comment": f"{name}: {exc}"}
+        return {"result": False, "changes": changes if moved else {}, "comment": f"{name}: {exc}"}
 
 
 def _change(component, changes):
@@ -130,6 +162,8 @@ def _compare(component):
         return {"unit": "not enabled", "process": "none (unit)"}
     if __salt__["k8s_component.unit_exposed"](component):
         return {"unit": "readable by others", "process": "none (unit)"}
+    if __salt__["k8s_component.of_another_account"](process):
+        return {"account": "not the one that the process has", "process": "restart (account)"}
     return {}
 
 
@@ -314,7 +348,10 @@ def _serves(component, staged):
 
 
 def _promote(component, generation):
-    """Let ``live`` lead to the generation; return the moment before, which the process that serves must be younger than."""
+    """
+    Let ``live`` lead to the generation, with what its account owns; return the moment before, which the process that serves
+    must be younger than.
+    """
     _begin(component, "promote", generation)
     home = component["home"]
     since = __salt__["k8s_generation.promoted_at"](home)
@@ -324,6 +361,7 @@ def _promote(component, generation):
     if __salt__["k8s_component.unit_differs"](component):  # whatever runs was started by another one
         since = time.monotonic()
     __salt__["k8s_component.install_unit"](component)
+    __salt__["k8s_owners.belong"](component)
     return since
 
 
@@ -392,10 +430,13 @@ def _put_back(component, good, since):
     """Let the process run from the good generation; without ``since`` it has only to read its files again."""
     __salt__["k8s_generation.promote"](component["home"], good)
     __salt__["k8s_component.install_unit"](component)
-    if since is None:
-        __salt__["k8s_generation.touch"](component["home"])
-    else:
-        __salt__["k8s_component.restart"](component["name"])
+    try:
+        __salt__["k8s_owners.belong"](component)
+    finally:  # it may serve without what could not be given back
+        if since is None:
+            __salt__["k8s_generation.touch"](component["home"])
+        else:
+            __salt__["k8s_component.restart"](component["name"])
 
 
 def _remember(component):
