@@ -25,9 +25,9 @@ ROOT = {"user": "root", "group": "root"}
 MOST = 1000  # entries below a directory that a run without changes looks at; etcd and an audit log have some twenty
 SHOWN = 20
 # Directories of the system, which no component has for itself.
-SHARED = (
-    *("/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/media", "/mnt", "/opt", "/proc", "/root", "/run", "/sbin"),
-    *("/srv", "/sys", "/tmp", "/usr", "/usr/local", "/var", "/var/cache", "/var/lib", "/var/log", "/var/spool", "/var/tmp"),
+SHARED = re.compile(
+    r"/(bin|boot|dev|etc|home|lib|lib64|media|mnt|opt|proc|root|run|sbin|srv|sys|tmp|usr|var)?"
+    r"|/usr/local|/var/(cache|lib|log|spool|tmp)"
 )
 
 
@@ -82,11 +82,11 @@ def crossed(components, places):
         for directory in row["directories"]:
             taken = [path for path in (*homes, *places, *others) if _holds(directory, path)]
             taken += [path for path in (*inner, *others) if _holds(path, directory)]
-            if directory in SHARED or taken:
+            if SHARED.fullmatch(directory) or taken:
                 said = f"{taken[0]} has another owner" if taken else "it belongs to the whole system"
                 faults.append(
-                    f"kubernetes_controller:{row['key']}:directories:{directory}: {said}, and {row['name']} gets all that lies in "
-                    "its directories. Give it one of its own."
+                    f"kubernetes_controller:{row['key']}:directories:{directory}: {said}, and {row['name']} gets all that lies "
+                    "in its directories. Give it one of its own."
                 )
     return faults
 
@@ -297,7 +297,7 @@ def _below(directory, owner, needed, most):
     Left are links; a file that has a second name, as that may lie anywhere and be anybody's; and what root put there, except
     where a flag names it or what it lies in (``needed``): a log that root compressed is none of the component's business.
     """
-    wanted, seen = _known_ids(owner)[0], 0
+    wanted, seen = _known_ids(owner), 0
     if _is_laid(directory) or not os.path.isdir(directory):
         return
     for top, directories, files, handle in os.fwalk(os.path.realpath(directory)):
@@ -314,9 +314,9 @@ def _below(directory, owner, needed, most):
             mode, least = modes.S_IMODE(there.st_mode), 0o700 if modes.S_ISDIR(there.st_mode) else 0o600
             if not modes.S_ISDIR(there.st_mode) and not (modes.S_ISREG(there.st_mode) and there.st_nlink == 1):
                 continue
-            if there.st_uid == 0 != wanted and not any(_holds(path, os.path.join(top, name)) for path in needed):
+            if there.st_uid == 0 != wanted[0] and not any(_holds(path, os.path.join(top, name)) for path in needed):
                 continue
-            if there.st_uid != wanted or mode & least != least:
+            if (there.st_uid, there.st_gid) != wanted or mode & least != least:
                 mend = functools.partial(_set, name, owner, mode | least, os.O_NOFOLLOW, within=handle)
                 yield os.path.join(top, name), _told(there), _meant(owner, mode | least), mend
 

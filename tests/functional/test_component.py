@@ -19,8 +19,8 @@ class Systemd:
         self.row, self.unit, self.pid, self.started, self.enabled, self.stranger = row, None, 0, None, False, None
         self.sick, self.refuses, self.log, self.steps, self.exposed = None, None, [], [], False
         self.other_binary = self.other_account = False
-        names = ("process", "restart", "install_unit", "unit_differs", "unit_exposed", "replaced", "foreign", "of_another_account")
-        for name in names:
+        asked = ("process", "unit_differs", "unit_exposed", "replaced", "foreign", "of_another_account")
+        for name in (*asked, "restart", "install_unit"):
             minion.fake(f"k8s_component.{name}", getattr(self, name))
         self.wait = minion.fake("k8s_health.wait", self.gate)
         minion.fake("k8s_health.serves", return_value=False)

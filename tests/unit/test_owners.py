@@ -115,6 +115,7 @@ DAMAGE = {
     "the directory's owner": ("{directory}", ("games", "games"), 0o750),
     "the directory's mode": ("{directory}", ("daemon", "daemon"), 0o755),
     "the log's owner": ("{log}", ("root", "root"), 0o600),
+    "the log's group": ("{log}", ("daemon", "games"), 0o600),  # with it a new log cannot be given what the full one had
     "the log's mode": ("{log}", ("daemon", "daemon"), 0o400),
     "the owner of a former log": ("{directory}/audit-1.log", ("games", "games"), 0o600),
 }

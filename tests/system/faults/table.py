@@ -20,6 +20,7 @@ QUICK_GATE = {"rollout": {"gate": {"timeout_s": 25}}}
 # Works, and is another one for each run (FRESH), so that it was never prepared, rehearsed or tried before.
 GOOD_FLAG = {"scheduler": {"settings": {"vmodule": "FRESH=1"}}}
 GOOD_API_FLAG = {"apiserver": {"settings": {"vmodule": "FRESH=1"}}}
+ACCOUNT = {"apiserver": {"user": "k8sapi", "group": "k8sapi"}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +149,12 @@ DECLARATION = [
             file_of("apiserver", "encryption.yaml", encryption=None, reload=True, text="kind: Garbage\n"),
         ),
         run=part("apiserver"),
+    ),
+    Fault(
+        "another account and garbage in the audit policy, without a rehearsal", (5,), "gate",
+        ("did not pass its gate", "audit", "is back and serves"),
+        over(ACCOUNT, NO_REHEARSAL, file_of("apiserver", "audit-policy.yaml", yaml={"kind": "NoSuchKind"})),
+        touched=WITH_API,
     ),
     Fault(
         "a first, unknown encryption key on one node only", (3,), "preflight",
@@ -335,6 +342,10 @@ DEATHS = [
     Fault(
         "node powered off in the middle of a promotion", (7,), "the next run", (), GOOD_FLAG, deaths.hooked,
         deaths.powered_off_at("take_up"), serves="new", changed=SCHEDULER, outage=True,
+    ),
+    Fault(
+        "node powered off in the middle of a promotion to another account", (7,), "the next run", (),
+        over(ACCOUNT, GOOD_API_FLAG), deaths.hooked, deaths.powered_off_at("take_up"), serves="new", changed=API, outage=True,
     ),
     Fault(
         "node cut off from the others while it holds the turn", (4, 7), "the next run", (), over(GOOD_FLAG, QUICK_GATE),
