@@ -29,6 +29,9 @@ GATE = re.compile(r"(\w+)=(?:true\|false|false\|true) \((\w+) - default=(true|fa
 PLUGINS = re.compile(r"Comma-delimited list of admission plugins: ([\w, ]+)\.")
 DEPRECATED = re.compile(r"^DEPRECATED:?\s*|\bDeprecated in v")
 ADMISSION = ("enable-admission-plugins", "disable-admission-plugins")
+# Types of one value, and the flags of these that take two, one of each IP family, without a word of it in --help.
+ONE_VALUE = ("string", "stringArray", "namedCertKey")
+FAMILIES = ("cluster-cidr", "service-cluster-ip-range")
 # The CIS benchmark asks for the flag itself, although a scheduler with a configuration file takes it from there.
 DEPRECATED_ON_PURPOSE = {("kube-scheduler", "profiling")}
 # TEST-NET-1: an address that no host has.
@@ -189,7 +192,17 @@ def _by_help(row, known):
                 )
         if plugins:
             settings[flag] = ",".join(name for name in plugins if name in known["plugins"])
-    return errors, settings
+    return errors + _not_lists(row, known["flags"]), settings
+
+
+def _not_lists(row, known):
+    """Return a sentence for each list that was joined by commas for a flag of one value, which would take it for that."""
+    found = []
+    for flag in row["joined"] if row["name"] != "etcd" else ():  # whose --help has no types
+        kind, said = (known.get(flag, {}).get(key, "") for key in ("type", "help"))
+        if kind in ONE_VALUE and flag not in FAMILIES and "comma" not in said.lower():
+            found.append(f"{_key(row, flag)}: {_who(row)} takes one value, found several, which it would read as one. Give one.")
+    return found
 
 
 def _deprecated(row, known):
@@ -269,7 +282,7 @@ def _start(row, directory, settings):
     places = {path: f"{directory}/.place-{number}" for number, path in enumerate(sorted(row["directories"], reverse=True))}
     for place in places.values():
         os.makedirs(place, mode=0o700, exist_ok=True)
-    arguments = [f"--{flag}={value}" for flag, value in _without_effect(row, directory, settings, places).items()]
+    arguments = __salt__["k8s_config.arguments"](_without_effect(row, directory, settings, places))
     try:
         said = _run([row["binary"], *arguments], writable=directory)["said"]
     except subprocess.SubprocessError:
@@ -281,8 +294,8 @@ def _start(row, directory, settings):
 
 def _without_effect(row, directory, settings, places):
     """Return the settings with files where they are staged, others where they may be written, and no address to bind."""
-    changed = {flag: value.replace(f"{row['home']}/live/", f"{directory}/") for flag, value in settings.items()}
-    changed = {flag: _moved(value, places) for flag, value in changed.items()}
+    staged = __salt__["k8s_generation.staged_flags"]({**row, "settings": settings}, directory)
+    changed = {flag: _moved(value, places) for flag, value in staged.items()}
     if row["name"] == "etcd":
         for flag in ("listen-peer-urls", "listen-client-urls"):
             if flag in changed:
@@ -338,15 +351,19 @@ def _blamed(complaint, settings):
         place = re.search(rf"(?:^|[^\w-]|--){re.escape(flag)}(?![\w-])", complaint)
         if place and ("-" in flag or "--" in place[0]):
             found[flag] = (place.start(), -len(flag))
-        elif value.startswith("/") and re.search(re.escape(value) + r"(?![\w.-])", complaint):
+        elif any(one.startswith("/") and re.search(re.escape(one) + r"(?![\w.-])", complaint) for one in _elements(value)):
             found[flag] = (len(complaint), 0)
     if not found and re.search(r"decoding error|KubeSchedulerConfiguration", complaint) and "config" in settings:
         return "config"
     quoted = set(re.findall(r'"([^"]+)"', complaint))
     for flag, value in settings.items() if not found else ():
-        if quoted & set(value.split(",")):
+        if quoted & {part for one in _elements(value) for part in one.split(",")}:
             found[flag] = (len(complaint), 0)
     return min(found, key=found.get, default=None) if found else None
+
+
+def _elements(value):
+    return value if isinstance(value, list) else [value]
 
 
 # -- running ----------------------------------------------------------------------------------------------------------

@@ -100,6 +100,48 @@ def unreachable(row):
     return None
 
 
+def closed(row):
+    """
+    Return which directories and files of a row of ``downloads`` not everybody may pass and execute: {path: mode}.
+
+    row
+        See ``install``. A release is nobody's secret, and components that are not root start from it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_binary.closed '{"name": "kubectl", "directory": "/opt/kubernetes/1.37.2/bin", ...}'
+    """
+    release = os.path.dirname(row["directory"])
+    files = (os.path.join(row["directory"], name) for name in row["members"] or [row["name"]])
+    found = {}
+    for path in (os.path.dirname(release), release, row["directory"], *files):
+        if os.path.exists(path) and (mode := os.stat(path).st_mode & 0o7777) & MODE != MODE:
+            found[path] = f"{mode:04o}"
+    return found
+
+
+def open_up(row):
+    """
+    Let everybody pass and execute what ``closed`` names. Returns the paths.
+
+    row
+        See ``closed``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_binary.open_up '{"name": "kubectl", "directory": "/opt/kubernetes/1.37.2/bin", ...}'
+    """
+    found = closed(row)
+    with _told(row["directory"]):
+        for path, mode in found.items():
+            os.chmod(path, int(mode, 8) | MODE)
+    return sorted(found)
+
+
 def links(row):
     """
     Return which of the row's ``links`` do not lead where they should: {link: where it leads now, or None}.
@@ -177,7 +219,7 @@ def link(row):
     for path, present in moved.items():
         if present and not os.path.islink(path):
             os.rename(path, f"{path}.before-adoption")
-        os.makedirs(os.path.dirname(path), mode=MODE, exist_ok=True)
+        __salt__["k8s_owners.make"](os.path.dirname(path))
         scratch = f"{path}.new"
         if os.path.lexists(scratch):
             os.unlink(scratch)
@@ -259,7 +301,7 @@ def install(row):
         salt 'controller-1' k8s_binary.install '{"name": "kubectl", "directory": "/opt/kubernetes/1.37.2/bin", ...}'
     """
     with _told(row["directory"]):
-        os.makedirs(row["directory"], mode=MODE, exist_ok=True)
+        __salt__["k8s_owners.make"](row["directory"])
         algorithm, wanted = _parse(row) if row["checksum"] else _published(row)
         with tempfile.TemporaryDirectory(prefix=f"{FETCH}{os.getpid()}-", dir=row["directory"]) as scratch:
             fetched = os.path.join(scratch, os.path.basename(row["source"]))

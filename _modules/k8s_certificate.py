@@ -15,6 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from salt.exceptions import CommandExecutionError
 
+DAY = datetime.timedelta(days=1)
 BLOCK = re.compile(r"-----BEGIN [A-Z ]+-----.*?-----END [A-Z ]+-----", re.S)
 # At the beginning of a line: inside a YAML or JSON document a PEM block is a value, quoted or indented.
 FIRST = re.compile(r"^-----BEGIN (?:X509 )?CERTIFICATE-----", re.M)
@@ -69,12 +70,15 @@ def fingerprint(text):
     return hashlib.sha256(_certificates(text)[0].public_bytes(serialization.Encoding.DER)).hexdigest()
 
 
-def expiry(within_days=None):
+def expiry(within_days=None, short_lived=False):
     """
     Return the certificates that this node's components run with, each with its days left: {component: {file: words}}.
 
     within_days
         Only those that end within so many days (default: all).
+    short_lived
+        Of one that lives for a short time, only when it is in its last sixth, too: renewal begins with the last third
+        (default False).
 
     CLI Example:
 
@@ -86,17 +90,17 @@ def expiry(within_days=None):
     cfg = __salt__["k8s_config.load"](fresh=True)
     if "errors" in cfg:
         raise CommandExecutionError("\n".join(cfg["errors"]))
-    found = {name: ends(os.path.join(row["home"], "live"), within_days) for name, row in cfg["components"].items()}
+    found = {name: ends(os.path.join(row["home"], "live"), within_days, short_lived) for name, row in cfg["components"].items()}
     return {name: files for name, files in found.items() if files}
 
 
-def ends(directory, within_days=None):
+def ends(directory, within_days=None, short_lived=False):
     """
     Return what certificates there are in the files of a directory, each with its days left: {file: words}.
 
     directory
         Absolute path; kubeconfigs in it are looked into. A certificate that cannot be read is there in any case.
-    within_days
+    within_days, short_lived
         See ``expiry``.
 
     CLI Example:
@@ -118,10 +122,12 @@ def ends(directory, within_days=None):
         except CommandExecutionError:
             found[os.path.basename(path)] = "no certificate that can be read"
             continue
-        left = (first.not_valid_after_utc - now).days
-        if within_days is None or left < within_days:
+        left, limit = (first.not_valid_after_utc - now) / DAY, within_days
+        if short_lived and limit is not None:
+            limit = min(limit, (first.not_valid_after_utc - first.not_valid_before_utc) / DAY / 6)
+        if limit is None or left < limit:
             until = first.not_valid_after_utc.strftime("%Y-%m-%d")
-            found[os.path.basename(path)] = f"{left} days, until {until} ({first.subject.rfc4514_string()})"
+            found[os.path.basename(path)] = f"{int(left)} days, until {until} ({first.subject.rfc4514_string()})"
     return found
 
 
@@ -168,6 +174,34 @@ def problems(certificate, key=None, authority=None, usage=None, sans=None, now=N
         if san and not _covers(leaf, san):
             found.append(f"it is not valid for {san} (it has {_names(leaf)})")
     return found
+
+
+def lost_names(old, new):
+    """
+    Return the names and addresses (list of str) that certificates are valid for in ``old`` and in ``new`` are not.
+
+    old, new
+        PEM texts (lists) of what a server serves, for all clients the first one, for clients that ask for a name the others,
+        too. What is no certificate is valid for nothing; where none in ``new`` is one, nothing is compared.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_certificate.lost_names '["…"]' '["…"]'
+    """
+    before, after = ([_leaf(text) for text in texts] for texts in (old, new))
+    if not any(after):
+        return []
+    found = []
+    for position, leaf in enumerate(before):
+        names = _alternative_names(leaf) if leaf else None
+        if position == 0 and leaf:
+            addresses = map(str, names.get_values_for_type(x509.IPAddress))
+            found += [one for one in addresses if not (after[0] and _covers(after[0], one))]
+        named = names.get_values_for_type(x509.DNSName) if leaf else []
+        found += [one for one in named if not any(other and _covers(other, one) for other in after)]
+    return list(dict.fromkeys(found))
 
 
 def key_problem(text):
@@ -289,6 +323,14 @@ def _certificates(text):
         return x509.load_pem_x509_certificates(text.encode())
     except ValueError as exc:
         raise CommandExecutionError("it is not a PEM certificate") from exc
+
+
+def _leaf(text):
+    """Return the first certificate of a text, or None."""
+    try:
+        return _certificates(text)[0]
+    except CommandExecutionError:
+        return None
 
 
 def _public_bytes(key):

@@ -4,6 +4,7 @@ The process of a component: what systemd and /proc know of it, and how it is sta
 
 import ipaddress
 import os
+import pwd
 import re
 import sys
 import time
@@ -14,7 +15,7 @@ from salt.exceptions import CommandExecutionError
 UNITS = "/etc/systemd/system"
 UNIT_MODE = 0o600  # nothing in it is secret, but the CIS benchmark wants it so (1.1.1 to 1.1.8)
 PROGRESS = "kubernetes_controller/progress"
-PROPERTIES = "LoadState,ActiveState,SubState,MainPID,NRestarts,ExecMainStartTimestampMonotonic,FragmentPath,UnitFileState"
+PROPERTIES = "LoadState,ActiveState,SubState,MainPID,NRestarts,ExecMainStartTimestampMonotonic,FragmentPath,UnitFileState,User"
 # What a component says when it gives up, and what else may tell why.
 VERDICT = re.compile(r"command failed|^Error: |^error: |^panic: ")
 TELLING = re.compile(r"fatal|unknown flag|not defined|No such file|Permission denied|^F\d{4} ")
@@ -26,7 +27,7 @@ def process(name):
 
     A dictionary: ``state`` (active, activating, inactive, failed …), ``pid`` (int, 0 without a process),
     ``started`` (in seconds of ``time.monotonic``, or None), ``restarts`` (int), ``binary`` (path of the running executable or
-    None), ``unit`` (path of the unit file or ""), ``enabled`` (bool).
+    None), ``unit`` (path of the unit file or ""), ``user`` (that a start would have; "" for root), ``enabled`` (bool).
 
     name
         The component, which is also the name of its unit.
@@ -49,6 +50,7 @@ def process(name):
         "restarts": int(shown.get("NRestarts", 0)),
         "binary": _executable(pid) if pid else None,
         "unit": shown.get("FragmentPath", ""),
+        "user": shown.get("User", ""),
         "enabled": shown.get("UnitFileState") == "enabled",
     }
 
@@ -171,6 +173,28 @@ def replaced(row, pid):
     except (CommandExecutionError, OSError):  # it ended meanwhile
         return False
     return started_from != __salt__["k8s_generation.binary"](row["home"]).get("sha256", started_from)
+
+
+def of_another_account(process):
+    """
+    Tell whether a process runs as another account than its unit would start it as now: a run that put back the former
+    account was cut off before its restart.
+
+    process
+        What ``process`` returned.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_component.of_another_account '{"pid": 4711, "state": "active", "user": "kube-apiserver"}'
+    """
+    if not process["pid"] or process["state"] != "active":  # while it starts it is root's for a moment
+        return False
+    try:
+        return os.stat(f"/proc/{process['pid']}").st_uid != pwd.getpwnam(process["user"] or "root").pw_uid
+    except (OSError, KeyError):  # it ended meanwhile; an account that is no name
+        return False
 
 
 def install_unit(row):

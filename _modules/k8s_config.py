@@ -21,6 +21,10 @@ VERSION = "0.1.0"  # of the formula; modules of another version than defaults.ya
 PILLAR = "kubernetes_controller"
 DEFAULTS = "salt://kubernetes_controller/defaults.yaml"
 SYNCED = "kubernetes_controller_synced"  # in the pillar of a round whose modules this run has synced
+OUTDATED = (
+    "this salt-master caches pillars (pillar_cache: True), and gave this run one of {id} that is no longer the present one. It "
+    "was taken out of the cache just now: run this again."
+)
 OURS = "look at what you changed last, sync the modules (saltutil.sync_all), and report it where that does not help."
 
 CONTROL_PLANE = {
@@ -31,6 +35,8 @@ CONTROL_PLANE = {
 }
 # uname -m to the names that dl.k8s.io and etcd's releases use.
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le", "s390x": "s390x", "riscv64": "riscv64"}
+# What a member of etcd without data reads at its first start (k8s_etcd_members writes it).
+FIRST_START_FILE = "/run/kubernetes-controller-first-start.env"
 # Of a unit, in their order there.
 SECTIONS = ("Unit", "Service", "Install")
 # The order of a roll over nodes that serve: API servers first (Kubernetes' version-skew policy).
@@ -52,7 +58,16 @@ ELECTION = {
     "leader-elect-resource-name": "resourceName",
     "leader-elect-resource-namespace": "resourceNamespace",
 }
+# Flags of etcd that only a member without data reads (https://etcd.io/docs/v3.6/op-guide/configuration/): they are no part of a
+# generation. ``state`` says what a member without data does while nothing allows it to start: it ends.
+FIRST_START = ("initial-advertise-peer-urls", "initial-cluster", "initial-cluster-state", "initial-cluster-token")
+NEVER_EMPTY = {"Environment": "ETCD_INITIAL_CLUSTER_STATE=existing", "EnvironmentFile": f"-{FIRST_START_FILE}"}
 SYSTEM = "kube-system"
+MARK = "cluster.json"  # that the cluster exists (k8s_cluster)
+# Flags that Kubernetes takes once per element and never splits at commas: stringArray, namedCertKey and a mapStringString
+# that is not split, in k8s.io/kubernetes pkg/kubeapiserver/options and k8s.io/apiserver pkg/server/options. Rendering has no
+# binary to ask; the preflight asks it, and a test compares this with all of them.
+REPEATED = ("oidc-required-claim", "service-account-issuer", "service-account-key-file", "tls-sni-cert-key")
 SECRET_SOURCES = ("encryption", "kubeconfig", "pillar")
 WORD = re.compile(r"\{([a-z_]+)\}")
 
@@ -65,7 +80,7 @@ class ConfigError(CommandExecutionError):
         super().__init__("\n".join(errors))
 
 
-def load(defaults=None, fresh=False):
+def load(defaults=None, fresh=False, pillar=None):
     """
     Return the resolved configuration of this minion, or of the cluster where this runs on the master.
 
@@ -74,6 +89,8 @@ def load(defaults=None, fresh=False):
     fresh
         Ask the master for the pillar (default False: a run of states has a new one anyway, but what a minion keeps for
         other functions is as old as its last refresh).
+    pillar
+        The pillar (dict) where it is at hand.
 
     The answer has a key ``errors`` instead of a configuration when the declaration is not in order, so that a
     rendering SLS can show the sentences without a traceback.
@@ -84,17 +101,31 @@ def load(defaults=None, fresh=False):
 
         salt 'controller-1' k8s_config.load
     """
-    pillar = _fresh_pillar() if fresh and __opts__.get("file_client") == "remote" else __pillar__
+    if pillar is None:
+        pillar = present_pillar() if fresh and __opts__.get("file_client") == "remote" else __pillar__
     declared = json.dumps(pillar.get(PILLAR), sort_keys=True, default=str)
     known = __context__.get("k8s_config", {})
     if known.get("declared") != declared:  # many SLS of one run ask the same
+        if __opts__.get("__role") == "master" and __salt__["k8s_controllers.outdated"]():
+            return {"errors": [OUTDATED.format(id=__opts__["id"])]}
         known = {"declared": declared, "cfg": _load(defaults, pillar.get(PILLAR))}
         if "errors" not in known["cfg"]:
             __context__["k8s_config"] = known
     return known["cfg"]
 
 
-def _fresh_pillar():
+def present_pillar():
+    """
+    Ask the master for the pillar of this minion (or compile that of the master's own id, where this runs there).
+
+    This function is for other modules: the answer has secrets.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_controllers.holds  # asks this, and tells fingerprints only
+    """
     asked = salt.pillar.get_pillar(__opts__, __grains__, __opts__["id"], __opts__.get("saltenv"))
     return asked.compile_pillar()
 
@@ -160,7 +191,7 @@ def resolve(defaults, pillar, node=None):
         salt-call --local k8s_config.resolve '{"release": "1.37.2"}' '{}'
     """
     if not isinstance(pillar, dict) or not pillar:
-        whose = f"minion {node['id']}" if node else "the master's own minion id (HOSTNAME_master)"
+        whose = f"minion {node['id']}" if node else f"the master's own minion id, {__opts__['id']}"
         raise ConfigError(
             [
                 f"Pillar has no key `{PILLAR}` for {whose}. Add it, with `controllers` at least "
@@ -178,7 +209,8 @@ def resolve(defaults, pillar, node=None):
         cfg["pki"]["authorities"]["etcd"]["managed"] = False
     if not node:
         first, address = next(iter(cfg["controllers"].items()))
-        _components({**cfg, "node": {"id": first, "address": address}, "components": {}}, errors)  # for its faults alone
+        alone = {**cfg, "node": {"id": first, "address": address}, "components": {}}
+        _components(alone, errors, defaults)  # for its faults alone
         if errors:
             raise ConfigError(errors)
         cfg["admin"] = _admin(cfg)
@@ -192,7 +224,7 @@ def resolve(defaults, pillar, node=None):
         if errors := _subject_faults(cfg["pki"]):
             raise ConfigError(errors)
     else:
-        _components(cfg, errors)
+        _components(cfg, errors, defaults)
         if errors:
             raise ConfigError(errors)
         cfg["after"] = {name: AFTER[name] for name in cfg["components"] if AFTER.get(name) in cfg["components"]}
@@ -345,6 +377,14 @@ def _deliveries(cfg, minion):
         row = {"minion": None, "name": name, "target": f"{pki['directory']}/admin/{name}"}
         managed = pki["authorities"]["kubernetes"]["managed"]
         return [{**row, **_rotating(f"{pki['directory']}/authorities/{name}")}] if managed else []
+    rows.append(
+        {
+            "minion": minion,
+            "name": MARK,
+            "target": f"{_delivered_to(cfg, minion)}/{MARK}",
+            "sources": [f"{pki['directory']}/{MARK}"],
+        }
+    )
     brought = f"{pki['directory']}/brought"
     for reference in sorted(_references(cfg)):
         name = _file_name(cfg, reference)
@@ -426,7 +466,7 @@ def _runs(cfg, key):
     return cfg["etcd"]["managed"] if key == "etcd" else cfg[key]["enabled"]
 
 
-def _components(cfg, errors):
+def _components(cfg, errors, defaults):
     """Fill ``cfg["components"]``: one row per component of this node, with everything its states need."""
     minion = cfg["node"]["id"]
     for key, name in CONTROL_PLANE.items():
@@ -444,10 +484,14 @@ def _components(cfg, errors):
             "user": declared["user"],
             "group": declared["group"],
         }
-        files = _files(cfg, key, words)
+        first_start, files = {}, _files(cfg, key, words)
         settings = _settings(declared["settings"], words, f"{PILLAR}:{key}:settings", errors)
         if key == "controller_manager" and not cfg["pki"]["authorities"]["signer"]["enabled"]:
             settings = {k: v for k, v in settings.items() if not k.startswith("cluster-signing-")}
+        unit = _unit(cfg["unit"], declared["unit"], words)
+        if key == "etcd":
+            first_start = {flag: settings.pop(flag) for flag in FIRST_START if flag in settings}
+            unit["Service"] |= {name: [*_options(unit["Service"], name), ours] for name, ours in NEVER_EMPTY.items()}
         errors += _dangling(settings, files, home, f"{PILLAR}:{key}") + _parted(settings, words, key)
         cfg["components"][name] = {
             "name": name,
@@ -461,10 +505,12 @@ def _components(cfg, errors):
             "binary": f"{release_dir}/{release}/bin/{name}",
             "binary_managed": key == "etcd" or name in cfg["binaries"]["names"],
             "settings": settings,
+            "joined": _joined(declared["settings"], defaults[key]["settings"], settings),
             "files": files,
             "pairs": {k: _fill(v, words) for k, v in declared["pairs"].items() if k in files},
             "directories": _directories(declared["directories"], words, f"{PILLAR}:{key}:directories", errors),
-            "unit": _unit(cfg["unit"], declared["unit"], words),
+            "unit": unit,
+            "first_start": first_start,
             "probe": _probe(declared["probe"], name, settings, files, home),
             "gate": cfg["rollout"]["gate"],
             "adopt": cfg["rollout"]["adopt"],
@@ -482,6 +528,8 @@ def _components(cfg, errors):
             "keep_generations": cfg["rollout"]["keep_generations"],
             "pki": {"pillar": cfg["pki"]["pillar"], "files": cfg["pki"]["files"], "directory": cfg["pki"]["directory"]},
         }
+    places = [cfg["release_dir"], cfg["etcd"]["release_dir"], cfg["bin_dir"], cfg["rollout"]["snapshots"]["directory"]]
+    errors += __salt__["k8s_owners.crossed"](cfg["components"], places)
 
 
 def _probe(probe, name, settings, files, home):
@@ -528,7 +576,7 @@ def _dangling(settings, files, home, path):
             known |= {f"{name}.{part}" for part in ("authority", "certificate", "key")}
     faults = []
     for flag, value in settings.items():
-        for name in re.findall(re.escape(f"{home}/live/") + r"([\w.-]+)", value):
+        for name in re.findall(re.escape(f"{home}/live/") + r"([\w.-]+)", "\n".join(_listed(value))):
             if name not in known:
                 faults.append(
                     f"{path}:settings:{flag}: {home}/live/{name} is not a file of the generation; add {path}:files:{name}."
@@ -537,8 +585,14 @@ def _dangling(settings, files, home, path):
 
 
 def _parted(settings, words, key):
-    """Return a sentence for each flag that is not what all else goes by."""
-    return [
+    """Return a sentence for each flag that is not what all else goes by, or that destroys data."""
+    destroys = [
+        f"{PILLAR}:{key}:settings:{flag}: makes one member a cluster of its own, and is never a flag of a service. Remove it. To "
+        'restore a cluster see docs/operations.md, "Restore etcd from a snapshot by hand".'
+        for flag in ("force-new-cluster", "force-new-cluster-bump-amount")
+        if key == "etcd" and settings.get(flag, "false") != "false"
+    ]
+    return destroys + [
         f"{PILLAR}:{key}:settings:{flag}: is not {words[word]}, by which all else goes. "
         f"Use {PILLAR}:{path} instead, and leave this flag out."
         for flag, (word, path) in GOVERNED.get(key, {}).items()
@@ -547,21 +601,43 @@ def _parted(settings, words, key):
 
 
 def _settings(settings, words, path, errors):
-    """Return the flags as strings, sorted by name; lists joined by commas, dictionaries as k=v."""
+    """
+    Return the flags as strings, sorted by name; lists joined by commas, dictionaries as k=v.
+
+    A flag that Kubernetes repeats is a list of strings where it has more than one element.
+    """
     flags = {}
     for flag, value in sorted((str(flag), value) for flag, value in settings.items()):
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", flag):
             errors.append(f"{path}:{flag}: not a flag name; write it without leading dashes.")
             continue
         errors += _strange(value, words, f"{path}:{flag}")
-        text = _flag_value(_fill(value, words))
-        if text is None:
+        filled = _fill(value, words)
+        elements = _elements(filled) if flag in REPEATED else [_flag_value(filled)]
+        if None in elements:
             errors.append(f"{path}:{flag}: expected a string, number, boolean, list or dictionary of those.")
             continue
-        if "\n" in text:
+        if any("\n" in text for text in elements):
             errors.append(f"{path}:{flag}: a flag cannot have a line break.")
-        flags[flag] = text
+        if not elements:
+            errors.append(f"{path}:{flag}: is empty. Name an element, or set it to null.")
+            continue
+        flags[flag] = elements if len(elements) > 1 else elements[0]
     return flags
+
+
+def _elements(value):
+    """Return what a repeated flag is written with, once each (None: not a flag's value)."""
+    if isinstance(value, dict):
+        return [_flag_value({name: part}) for name, part in sorted(value.items())]
+    return [None if isinstance(part, (list, dict)) else _flag_value(part) for part in _listed(value)]
+
+
+def _joined(declared, defaults, settings):
+    """Return the flags of which the operator's elements were joined to one value: the binary says whether it takes that."""
+    own = {str(flag): value for flag, value in declared.items() if defaults.get(flag) != value}
+    several = [flag for flag, value in own.items() if isinstance(value, (list, dict)) and len(value) > 1]
+    return sorted(flag for flag in several if isinstance(settings.get(flag), str))
 
 
 def _directories(directories, words, path, errors):
@@ -603,6 +679,11 @@ def _unit(common, own, words):
         options = {**common.get(section, {}), **own.get(section, {})}
         unit[section] = _fill({k: v for k, v in options.items() if v is not None}, words)
     return unit
+
+
+def _options(section, name):
+    """Return the values (list) that an option of a section of a unit has."""
+    return _listed(section[name]) if name in section else []
 
 
 def _downloads(cfg):
@@ -722,6 +803,22 @@ def lease(name, flags, config=None):
     return f"{namespace}/{own or name}" if namespace and namespace != SYSTEM else str(own or name)
 
 
+def arguments(flags):
+    """
+    Return the command line (list of str) that ``flags`` mean, in their order; one with a list is there once per element.
+
+    flags
+        Flags (dict of str, or of a list of str where a flag is repeated).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_config.arguments '{"service-account-issuer": ["https://new", "https://old"]}'
+    """
+    return [f"--{flag}={one}" for flag, value in flags.items() for one in _listed(value)]
+
+
 def start_script(row, checksum):
     """
     Return the text of a generation's ``start``: the exact binary and one flag per line.
@@ -737,8 +834,7 @@ def start_script(row, checksum):
 
         salt 'controller-1' k8s_config.start_script '{"name": "kube-scheduler", "release": "1.37.2", ...}' 3f9c…
     """
-    lines = [f"--{flag}={value}" for flag, value in row["settings"].items()]
-    command = " \\\n  ".join(map(shlex.quote, [row["binary"], *lines]))
+    command = " \\\n  ".join(map(shlex.quote, [row["binary"], *arguments(row["settings"])]))
     secret = " ".join(sorted(name for name, file in row["files"].items() if set(file) & set(SECRET_SOURCES)))
     head = f"#!/bin/sh\n# {row['name']} {row['release']} sha256:{checksum}\n# never shown: {secret}\n"
     return f"{head}exec {command}\n"

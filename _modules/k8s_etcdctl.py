@@ -95,7 +95,23 @@ def whole(row, directory=None):
     access = environment(row, directory)
     if row["name"] != "etcd":
         return access
-    return access | {"ETCDCTL_ENDPOINTS": ",".join([access["ETCDCTL_ENDPOINTS"], *_neighbours(row)])}
+    return access | {"ETCDCTL_ENDPOINTS": ",".join([access["ETCDCTL_ENDPOINTS"], *neighbours(row)])}
+
+
+def neighbours(row):
+    """
+    Return the URLs (list) of the members of the other declared controllers.
+
+    row
+        etcd's row of the configuration's ``components``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_etcdctl.neighbours "$ROW"
+    """
+    return [f"https://{_host(address)}:{row['port']}" for address in row["neighbours"].values()]
 
 
 def get(row, prefix, directory=None):
@@ -113,7 +129,7 @@ def get(row, prefix, directory=None):
 
         salt 'controller-1' k8s_etcdctl.get "$ROW" /kubernetes_controller/accepts/
     """
-    answer = json.loads(_run(row, ["get", "--prefix", "--write-out=json", prefix], whole(row, directory)))
+    answer = json.loads(run(row, ["get", "--prefix", "--write-out=json", prefix], whole(row, directory)))
     return {_plain(pair["key"]): _plain(pair.get("value", "")) for pair in answer.get("kvs", [])}
 
 
@@ -132,8 +148,39 @@ def put(row, key, value, directory=None):
 
         salt 'controller-1' k8s_etcdctl.put "$ROW" /kubernetes_controller/note hello
     """
-    _run(row, ["put", key, value], whole(row, directory))
+    run(row, ["put", key, value], whole(row, directory))
     return True
+
+
+def run(row, arguments, access, partly=False):
+    """
+    Run etcdctl and return what it prints.
+
+    row
+        A row of the configuration's ``components``, which says where etcdctl is.
+    arguments
+        Of the program (list).
+    access
+        What ``environment`` or ``whole`` returned.
+    partly
+        True: what it prints counts although some of several endpoints did not answer (default False).
+
+    Raises CommandExecutionError with etcd's own reason.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_etcdctl.run "$ROW" '[member, list]' "$ENVIRONMENT"
+    """
+    command = [row["etcdctl"], f"--dial-timeout={TIMEOUT_S}s", f"--command-timeout={TIMEOUT_S}s", *arguments]
+    try:
+        answer = subprocess.run(command, env=access, capture_output=True, text=True, check=False, timeout=4 * TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise CommandExecutionError(f"{row['etcdctl']}: {getattr(exc, 'strerror', None) or 'no answer'}") from exc
+    if answer.returncode and not (partly and answer.stdout.strip()):
+        raise CommandExecutionError(_reason(answer.stderr + answer.stdout))
+    return answer.stdout
 
 
 def health(row, directory=None):
@@ -154,6 +201,27 @@ def health(row, directory=None):
     with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:
         reasons = list(pool.map(lambda server: _trouble(row, server, access), servers))
     return {server: {"ok": reason is None, "said": reason or ""} for server, reason in zip(servers, reasons, strict=True)}
+
+
+def closed(server):
+    """
+    Return why nothing can be asked at a URL (str), or None. etcdctl would wait out its time.
+
+    server
+        The URL of a member.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_etcdctl.closed https://10.8.0.102:2379
+    """
+    where = urllib.parse.urlsplit(server)
+    try:
+        socket.create_connection((where.hostname, where.port or 2379), timeout=TIMEOUT_S).close()
+    except (OSError, ValueError, OverflowError) as exc:
+        return getattr(exc, "strerror", None) or str(exc)
+    return None
 
 
 def leads():
@@ -199,20 +267,15 @@ def hand_over(row):
             return None
     except (KeyError, ValueError, CommandExecutionError):
         return None
-    for server in _neighbours(row):
+    for server in neighbours(row):
         with contextlib.suppress(KeyError, ValueError, CommandExecutionError):
             status = _status(row, access | {"ETCDCTL_ENDPOINTS": server})
             found.append((status["raftIndex"], format(status["header"]["member_id"], "x")))
     for _, member in sorted(found, reverse=True):  # one that lags would have to catch up first, and no write is taken meanwhile
         with contextlib.suppress(CommandExecutionError):
-            _run(row, ["move-leader", member], access)
+            run(row, ["move-leader", member], access)
             return member
     return None
-
-
-def _neighbours(row):
-    """Return the URLs (list) of the other members."""
-    return [f"https://{_host(address)}:{row['port']}" for address in row["neighbours"].values()]
 
 
 def _host(address):
@@ -235,7 +298,7 @@ def _own_status(row, access):
 
 def _status(row, access):
     """Return what one member, the only one that ``access`` names, says of itself."""
-    (said,) = json.loads(_run(row, ["endpoint", "status", "--write-out=json"], access))
+    (said,) = json.loads(run(row, ["endpoint", "status", "--write-out=json"], access))
     return said["Status"]
 
 
@@ -245,11 +308,11 @@ def _leads(status):
 
 def _trouble(row, server, access):
     """Return why one etcd server does not answer well, or None."""
-    reason = _closed(server)
+    reason = closed(server)
     if reason is not None:
         return reason
     try:
-        _run(row, ["endpoint", "health"], access | {"ETCDCTL_ENDPOINTS": server})
+        run(row, ["endpoint", "health"], access | {"ETCDCTL_ENDPOINTS": server})
     except CommandExecutionError as exc:
         return _alert(server, access) or str(exc)
     return None
@@ -272,30 +335,8 @@ def _alert(server, access):
     return None
 
 
-def _closed(server):
-    """Return why nothing can be asked at a URL, or None: etcdctl would wait out its time."""
-    where = urllib.parse.urlsplit(server)
-    try:
-        socket.create_connection((where.hostname, where.port or 2379), timeout=TIMEOUT_S).close()
-    except (OSError, ValueError, OverflowError) as exc:
-        return getattr(exc, "strerror", None) or str(exc)
-    return None
-
-
 def _plain(text):
     return base64.b64decode(text).decode()
-
-
-def _run(row, arguments, access):
-    """Return what etcdctl prints; raise CommandExecutionError with etcd's own reason."""
-    command = [row["etcdctl"], f"--dial-timeout={TIMEOUT_S}s", f"--command-timeout={TIMEOUT_S}s", *arguments]
-    try:
-        answer = subprocess.run(command, env=access, capture_output=True, text=True, check=False, timeout=4 * TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        raise CommandExecutionError(f"{row['etcdctl']}: {getattr(exc, 'strerror', None) or 'no answer'}") from exc
-    if answer.returncode:
-        raise CommandExecutionError(_reason(answer.stderr + answer.stdout))
-    return answer.stdout
 
 
 def _reason(said):

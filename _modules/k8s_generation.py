@@ -128,9 +128,35 @@ def intact(home, name):
     return bool(present) and _digest(present) == name.partition(".")[0]
 
 
+def prepared_as(row, name):
+    """
+    Return owner and mode that a generation was prepared with: {file: {user, group, mode}}, the directory under ``""``; {}
+    where its content is another, so that nobody knows.
+
+    row
+        A row of the configuration's ``components``.
+
+    name
+        Name of a generation below its home.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_generation.prepared_as "$ROW" 3f9c0d1e2b3a4c5d
+    """
+    files = _as_prepared(row, name)
+    if not files or _digest(files) != name.partition(".")[0]:
+        return {}
+    directory = {**files["start"], "mode": f"{DIRECTORY_MODE:04o}"}
+    return {file: {key: entry[key] for key in ("user", "group", "mode")} for file, entry in {"": directory, **files}.items()}
+
+
 def flags(home, link="live"):
     """
     Return the flags (dict) of the generation that ``link`` leads to, read from its ``start``; {} without one.
+
+    A value is a str, and a list of str where the flag is there more than once.
 
     home
         Directory of the component's generations (its row's ``home``).
@@ -163,7 +189,11 @@ def staged_flags(row, directory):
 
         salt 'controller-1' k8s_generation.staged_flags "$ROW" /var/lib/kubernetes/generations/3f9c0d1e2b3a4c5d
     """
-    return {flag: value.replace(f"{row['home']}/live/", f"{directory}/") for flag, value in row["settings"].items()}
+    old, new = f"{row['home']}/live/", f"{directory}/"
+    return {
+        flag: [one.replace(old, new) for one in value] if isinstance(value, list) else value.replace(old, new)
+        for flag, value in row["settings"].items()
+    }
 
 
 def with_flags(start, exchanged):
@@ -173,7 +203,7 @@ def with_flags(start, exchanged):
     start
         Text of the script.
     exchanged
-        Flags (dict of str); None takes a flag away. Never repeated: lists of a repeated flag append.
+        Flags (dict, as of ``flags``); None takes a flag away. All that ``start`` has of such a flag is exchanged.
 
     CLI Example:
 
@@ -183,7 +213,7 @@ def with_flags(start, exchanged):
     """
     head, _, command = start.partition("\nexec ")
     flags = {flag: value for flag, value in {**_flags(start), **exchanged}.items() if value is not None}
-    words = [shlex.split(command.splitlines()[0].removesuffix("\\"))[0], *(f"--{flag}={value}" for flag, value in flags.items())]
+    words = [shlex.split(command.splitlines()[0].removesuffix("\\"))[0], *__salt__["k8s_config.arguments"](flags)]
     return f"{head}\nexec " + " \\\n  ".join(map(shlex.quote, words)) + "\n"
 
 
@@ -234,7 +264,8 @@ def differences(row, link="live"):
     """
     Return how the declared generation differs from the one that ``link`` leads to; {} when it does not.
 
-    The answer is fit for a state's ``changes``: flags old and new, files by description or diff, secrets never.
+    The answer is fit for a state's ``changes``: flags old and new, files by description or diff, secrets never. Owners and
+    modes that somebody changed are no difference: they are put right where they are (``k8s_owners``).
 
     row
         A row of the configuration's ``components``.
@@ -248,7 +279,7 @@ def differences(row, link="live"):
 
         salt 'controller-1' k8s_generation.differences "$ROW"
     """
-    wanted, present = _build(row), _read(os.path.join(row["home"], link))
+    wanted, present = _build(row), _as_prepared(row, _target(row["home"], link))
     if present and _digest(wanted) == _digest(present):
         return {}
     changes = {"generation": {"old": _target(row["home"], link), "new": _digest(wanted)}}
@@ -271,7 +302,7 @@ def differences(row, link="live"):
     if files:
         changes["files"] = files
     if set(changes) == {"generation"}:
-        changes["damage"] = "owner, mode or layout of the live generation is not what it was prepared with"
+        changes["damage"] = "the live generation is not what it was prepared as"
     return changes
 
 
@@ -313,8 +344,9 @@ def prepare(row):
     Write the declared generation beside the others, in a directory of its own, and return its name.
 
     It is written under another name, synced, and renamed, so that a directory with a generation's name is whole.
-    Nothing is ever written into one that exists: a damaged one is left where it is and a new one gets a number. Of those
-    that were never promoted no more are left than the pillar keeps.
+    Nothing is ever written into one that exists: a damaged one is left where it is and a new one gets a number; one that
+    has only other owners or modes gets its own again. Directories that the component writes to are made where they are
+    missing, and left as they are otherwise. Of generations that were never promoted no more are left than the pillar keeps.
 
     row
         A row of the configuration's ``components``.
@@ -327,20 +359,18 @@ def prepare(row):
     """
     files = _build(row)
     group, parent = _gid(row["group"]), os.path.join(row["home"], "generations")
-    for directory in (row["home"], parent):
-        try:
-            os.makedirs(directory, mode=DIRECTORY_MODE, exist_ok=True)
-            os.chown(directory, 0, group)
-            os.chmod(directory, DIRECTORY_MODE)
-        except OSError as exc:
-            raise CommandExecutionError(f"{directory}: {exc.strerror}. Nothing was promoted.") from exc
     name = base = _digest(files)
     number = 1
-    while os.path.isdir(os.path.join(parent, name)):
-        if _digest(_read(os.path.join(parent, name))) == base:
-            return name
-        number += 1
-        name = f"{base}.{number}"
+    try:
+        __salt__["k8s_owners.provide"](row)
+        while os.path.isdir(os.path.join(parent, name)):
+            if _digest(_as_prepared(row, name)) == base:
+                __salt__["k8s_owners.restore"](row, name)
+                return name
+            number += 1
+            name = f"{base}.{number}"
+    except OSError as exc:
+        raise CommandExecutionError(f"{exc.filename or parent}: {exc.strerror}. Nothing was promoted.") from exc
     for stale in os.listdir(parent):
         if stale.startswith(".prepare-"):
             shutil.rmtree(os.path.join(parent, stale))
@@ -681,6 +711,29 @@ def _read(directory):
     return files
 
 
+def _as_prepared(row, name):
+    """
+    Return a generation from disk, with the owners and modes that it was prepared with where only those were changed since.
+
+    Its name tells: it is a digest of them, too.
+    """
+    present = _read(os.path.join(row["home"], "generations", name)) if name else {}
+    if not present or _digest(present) == name.partition(".")[0]:
+        return present
+    groups = {*re.findall(r"^Group=(.*)$", _text(present, "unit"), re.M), row["group"]}
+    for group in groups:
+        meant = {file: {**entry, "user": "root", "group": group, "mode": _mode(row, file)} for file, entry in present.items()}
+        if _digest(meant) == name.partition(".")[0]:
+            return meant
+    return present
+
+
+def _mode(row, file):
+    """Return the mode of a file of a generation (what lies beside a kubeconfig has the kubeconfig's)."""
+    known = {"start": {"mode": "0750"}, "unit": {"mode": "0644"}, **row["files"]}
+    return known.get(file, known.get(file.rpartition(".")[0], {})).get("mode", "0640")
+
+
 def _never_shown(files):
     """Return the names that a generation's ``start`` lists as secret, as far as they are there."""
     found = re.search(r"^# never shown: (.*)$", _text(files, "start"), re.M)
@@ -738,8 +791,8 @@ def _flags(start):
     for line in start.partition("\nexec ")[2].split(" \\\n")[1:]:
         word = shlex.split(line)[0] if "'" in line else line.strip()  # shlex is slow, and hardly ever needed
         name, _, value = word.removeprefix("--").partition("=")
-        found[name] = value
-    return found
+        found.setdefault(name, []).append(value)
+    return {name: values if len(values) > 1 else values[0] for name, values in found.items()}
 
 
 def _diff(old, new):

@@ -27,7 +27,7 @@ FORMULA_USER = {"X-Remote-User": "kubernetes-controller-formula", "X-Remote-Grou
 def status():
     """
     Return a table of this node's components: what each says of itself at the address it really binds, and certificates
-    that end within ``pki:days_warning`` days.
+    that end within ``pki:days_warning`` days (of short-lived ones, in the last sixth of their time).
 
     The return code is not zero when something is not healthy. ``kubectl get componentstatuses`` should have shown
     this, but asks 127.0.0.1 whatever the flags say.
@@ -42,22 +42,44 @@ def status():
     if "errors" in cfg:
         __context__["retcode"] = 1
         return {"pillar": cfg["errors"]}
-    table = {}
-    for name, row in cfg["components"].items():
-        answer = probe(row)
-        table[name] = f"{'ok' if answer['ok'] else 'NOT OK'}  {answer['said']}"
-        if not answer["ok"]:
-            __context__["retcode"] = 1
-    ending = __salt__["k8s_certificate.expiry"](within_days=cfg["pki"]["days_warning"])
+    table = {name: _verdict(probe(row)) for name, row in cfg["components"].items()}
+    ending = __salt__["k8s_certificate.expiry"](within_days=cfg["pki"]["days_warning"], short_lived=True)
     for component, files in ending.items():
         table[f"certificates of {component}"] = "NOT OK  " + "; ".join(f"{file} has {words}" for file, words in files.items())
-        __context__["retcode"] = 1
+    for number, fault in enumerate(members(cfg["components"]), 1):
+        table[f"members of etcd ({number})"] = f"NOT OK  {fault}"
     if not cfg["etcd"]["managed"] and "kube-apiserver" in cfg["components"]:
-        for server, answer in _etcd_servers(cfg["components"]["kube-apiserver"]).items():
-            table[f"etcd {server}"] = f"{'ok' if answer['ok'] else 'NOT OK'}  {answer['said']}"
-            if not answer["ok"]:
-                __context__["retcode"] = 1
+        servers = _etcd_servers(cfg["components"]["kube-apiserver"])
+        table |= {f"etcd {server}": _verdict(answer) for server, answer in servers.items()}
+    # At the very end: each command that a probe runs sets it, too.
+    __context__["retcode"] = int(not all(said.startswith("ok") for said in table.values()))
     return table
+
+
+def members(components, patience_s=0):
+    """
+    Return what is not in order with the members of a managed etcd (list of sentences).
+
+    components
+        The configuration's ``components`` (dict of rows).
+    patience_s
+        How long a member may be silent, in seconds (default 0).
+
+    The members are those that etcd itself lists, whatever the pillar declares. If this node's member does not run nothing is
+    asked, as its own row says so.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_health.members "$COMPONENTS"
+    """
+    row = components.get("etcd")
+    return __salt__["k8s_etcd_members.problems"](row, patience_s) if row and serves(row) else []
+
+
+def _verdict(answer):
+    return f"{'ok' if answer['ok'] else 'NOT OK'}  {answer['said']}"
 
 
 def probe(row, since=None, thorough=False):
@@ -217,6 +239,9 @@ def _check_apiserver(row, flags, thorough):
     released = __salt__["k8s_generation.release"](row["home"])
     if version.removeprefix("v") != released:
         raise ValueError(f"says it is {version}, not {released}")
+    other = None if "stands_for" in row else __salt__["k8s_identity.differs"](row)
+    if other:
+        raise ValueError(other)
     if thorough and flags.get("encryption-provider-config-automatic-reload") == "true":
         file = os.path.basename(flags["encryption-provider-config"])
         wanted = "sha256:" + __salt__["k8s_generation.sha256"](row["home"], file)
@@ -323,7 +348,8 @@ def _flags(row):
     """Return the live flags; files of a row that stands for another home (a rehearsal's) are where they lie now."""
     flags = __salt__["k8s_generation.flags"](row["home"])
     if "stands_for" in row:
-        flags = {name: value.replace(f"{row['stands_for']}/live/", f"{row['home']}/live/") for name, value in flags.items()}
+        former = {"home": row["stands_for"], "settings": flags}
+        flags = __salt__["k8s_generation.staged_flags"](former, os.path.join(row["home"], "live"))
     return flags
 
 

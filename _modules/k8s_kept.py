@@ -2,7 +2,8 @@
 Files of the master that nothing can replace: written safely, kept before they are replaced, and put back when lost.
 
 What a file was before is kept below ``kept/STAMP/`` of the directory of certificates, under the path that it had there
-(STAMP is the moment, UTC). Nothing removes that but the operator; of the operator's kubeconfig the latest stay.
+(STAMP is the moment, UTC). Nothing removes that but the operator; of the operator's kubeconfig the latest stay. What is
+declared no more is below ``kept/withdrawn/``, and comes back from there when it is declared again and still fits.
 """
 
 import base64
@@ -17,6 +18,7 @@ import salt.utils.files
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 KEPT = "kept"
+WITHDRAWN = "withdrawn"  # in the place of a moment: what is declared no more
 SCRATCH = ".new-"
 EXACTLY = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # what is no text, too, is kept byte by byte
 RESTORABLE = re.compile(r"(authorities|shared)/[A-Za-z0-9][\w.-]*")
@@ -45,7 +47,7 @@ def move(source, target):
     Rename a file, and have the rename on disk before anything else happens.
 
     source, target
-        Absolute paths in one directory.
+        Absolute paths in one file system.
 
     CLI Example:
 
@@ -81,7 +83,7 @@ def keep(directory, path, name=None, stamp=None, most=None):
     """
     name, text = name or os.path.relpath(path, directory), _read(path)
     for known in listed(directory, name):
-        if _read(known) == text:
+        if known != path and _read(known) == text:
             return known
     stamp = stamp or now()
     for number in range(1, 1000):
@@ -93,6 +95,67 @@ def keep(directory, path, name=None, stamp=None, most=None):
     for old in listed(directory, name)[most:] if most else ():
         os.unlink(old)
     return target
+
+
+def withdraw(directory, path, stamp=None):
+    """
+    Move a file that is declared no more to where it comes back from when it is declared again. Returns that path.
+
+    directory
+        The directory of certificates.
+    path
+        The file, below ``directory``.
+    stamp
+        See ``keep``: what was withdrawn there before is kept under it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd k8s_kept.withdraw /srv/kubernetes_controller/pki /srv/kubernetes_controller/pki/hosts/a/b/scheduler.crt
+    """
+    target = withdrawn(directory, path)
+    forgo(directory, path, stamp)
+    _make_directories(directory, os.path.dirname(target))
+    move(path, target)
+    return target
+
+
+def forgo(directory, path, stamp=None):
+    """
+    Keep what was withdrawn of a file like all else that was replaced: it comes back no more. Returns whether there was any.
+
+    directory, path, stamp
+        See ``withdraw``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd k8s_kept.forgo /srv/kubernetes_controller/pki /srv/kubernetes_controller/pki/hosts/a/b/scheduler.crt
+    """
+    former = withdrawn(directory, path)
+    if not os.path.exists(former):
+        return False
+    keep(directory, former, name=os.path.relpath(path, directory), stamp=stamp)
+    os.unlink(former)
+    return True
+
+
+def withdrawn(directory, path):
+    """
+    Return where a file is, or would be, that is declared no more.
+
+    directory, path
+        See ``withdraw``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd k8s_kept.withdrawn /srv/kubernetes_controller/pki /srv/kubernetes_controller/pki/hosts/a/b/scheduler.crt
+    """
+    return os.path.join(directory, KEPT, WITHDRAWN, os.path.relpath(path, directory))
 
 
 def now():

@@ -3,7 +3,7 @@ The overlap of promise 3: what a generation writes or signs, and what one accept
 
 ``writes``, ``accepts`` and ``encryption`` read generations, declared or live; ``differing`` and ``refusals`` only compare.
 A fingerprint is a SHA-256 of key material with a label before it, so it is of no use where another hash of the same key is
-known.
+known. What clients hold on to (``k8s_clients``) is no secret and told as it is.
 """
 
 import glob
@@ -23,6 +23,7 @@ PRESENTS = {
     "etcd": {"cert-file": "etcd-ca", "peer-cert-file": "etcd-ca"},
 }
 TRUSTS_ETCD = {"kube-apiserver": ("etcd-cafile",), "etcd": ("trusted-ca-file", "peer-trusted-ca-file")}
+WHERE = {"encryption": "encryption", "issuers": "apiserver:settings:service-account-issuer"}
 WAYS = {
     "encryption": (
         "Add it behind the present key on all controllers first, apply, then move it to the front "
@@ -32,6 +33,10 @@ WAYS = {
         "Let all API servers verify with the new public key beside the present one first, apply, then sign with it "
         "(salt-run state.orchestrate kubernetes_controller.orchestrate.rotate_service_account does that with the master's key; "
         "one of your own goes into kubernetes_controller:apiserver:files:service-account.pub)"
+    ),
+    "issuers": (
+        "List it behind the present one in kubernetes_controller:apiserver:settings:service-account-issuer first (the default "
+        "has kubernetes_controller:cluster:domain in it), roll out, then put it first"
     ),
     "ca": (
         "Let all controllers trust the new CA beside the present one first, apply, then use its certificates "
@@ -65,6 +70,8 @@ def writes(row, directory=None):
             kind, name, fingerprint = keys[0]
             said = f"the first key for {resource} ({f'{kind} {name}'.strip()})"
             found[f"encryption {resource}"] = _thing("encryption", fingerprint, said, resource)
+        for issuer in __salt__["k8s_clients.held"]({row["name"]: flags}).get("issuers", [])[:1]:
+            found["issuer"] = _thing("issuers", issuer, f"the issuer of service account tokens ({issuer})")
     key = _read(flags.get(SIGNS.get(row["name"]), ""))
     for fingerprint in __salt__["k8s_certificate.public_keys"](key)[:1] if key else []:
         said = f"the key with which {row['name']} signs service account tokens"
@@ -105,11 +112,11 @@ def accepts(components, drafts=None):
     ]
     return {
         "encryption": [f"{resource} {key}" for resource, keys in encrypted.items() for *_, key in keys],
+        **__salt__["k8s_clients.held"](flags),
         "service-account": [
             _marked("service-account", key)
-            for key in __salt__["k8s_certificate.public_keys"](
-                _read(api.get("service-account-key-file") or api.get("tls-private-key-file", ""))
-            )
+            for path in _listed(api.get("service-account-key-file") or api.get("tls-private-key-file", ""))
+            for key in __salt__["k8s_certificate.public_keys"](_read(path))
         ],
         "client-ca": _authorities("client-ca", api.get("client-ca-file", "")),
         "front-proxy-ca": _authorities("front-proxy-ca", api.get("requestheader-client-ca-file", "")),
@@ -183,7 +190,7 @@ def refusals(things, records):
     things
         What ``differing`` returned.
     records
-        {minion: what ``accepts`` returned there}.
+        {minion: what ``accepts`` returned there}. A kind that a record lacks is not judged by it.
 
     CLI Example:
 
@@ -193,12 +200,13 @@ def refusals(things, records):
     """
     grouped = {}
     for thing in things.values():
-        strangers = tuple(minion for minion, record in records.items() if not _accepted(thing, record))
+        known = {minion: record for minion, record in records.items() if thing["kind"] in record}
+        strangers = tuple(minion for minion, record in known.items() if not _accepted(thing, record))
         if strangers:
             grouped.setdefault((thing["kind"], thing["fingerprint"], strangers), []).append(thing["said"])
     found = []
     for (kind, _, strangers), said in grouped.items():
-        where, way = ("encryption" if kind == "encryption" else "pki"), WAYS.get(kind, WAYS["ca"])
+        where, way = WHERE.get(kind, "pki"), WAYS.get(kind, WAYS["ca"])
         found.append(
             f"kubernetes_controller:{where}: {' and '.join(said)} is not known to {', '.join(strangers)} yet, which could not "
             f"read or believe what comes from it. {way}. {__salt__['k8s_skew.override']('overlap')}"
@@ -236,7 +244,11 @@ def _thing(kind, fingerprint, said, resource=None):
 def _flags(row, directory):
     if not directory:
         return __salt__["k8s_generation.flags"](row["home"])
-    return {flag: value.replace(f"{row['home']}/live/", f"{directory}/") for flag, value in row["settings"].items()}
+    return __salt__["k8s_generation.staged_flags"](row, directory)
+
+
+def _listed(value):
+    return value if isinstance(value, list) else [value]
 
 
 def _read(path):

@@ -29,10 +29,12 @@ END = "-----END CERTIFICATE-----\n"
 CLOCK_SKEW = datetime.timedelta(hours=1)
 ANOTHER_KEY = "the key is another"
 REMOVED = "declared no more; kept and removed"
+CLUSTER = "cluster.json"
+AGAIN = "declared again; taken back"
 DIRECTORIES = ("", "authorities", "shared", "admin", "brought", "hosts")
 
 
-def differences(pki, force=False, exists="", dropped=False):
+def differences(pki, force=False, exists="", dropped=False, mark=None):
     """
     Return what is not as declared: a dictionary of path to reason, {} when all is in place. Nothing is written.
 
@@ -46,6 +48,8 @@ def differences(pki, force=False, exists="", dropped=False):
     dropped
         No controller reads with encryption keys that the pillar does not name, so they are handed out no more (default
         False: a rotation of theirs may need them in shares until its last step).
+    mark
+        What is handed out of whether the cluster exists (``k8s_cluster``); by default what was handed out stays.
 
     Raises CommandExecutionError when something that must never be made anew is lost.
 
@@ -55,15 +59,15 @@ def differences(pki, force=False, exists="", dropped=False):
 
         salt-call --local k8s_pki.differences "$PKI"
     """
-    return {path: why for path, why, _ in _steps(pki, force, exists, dropped)}
+    return {path: why for path, why, _ in _steps(pki, force, exists, dropped, mark)}
 
 
-def make(pki, force=False, exists="", dropped=False):
+def make(pki, force=False, exists="", dropped=False, mark=None):
     """
     Make and hand out what is not as declared; each file in one rename, readable by its owner alone. What was handed out and
     is declared no more is kept and removed.
 
-    pki, force, exists, dropped
+    pki, force, exists, dropped, mark
         See ``differences``. Returns and raises what that does.
 
     CLI Example:
@@ -75,7 +79,7 @@ def make(pki, force=False, exists="", dropped=False):
     done, pki = {}, {**pki, "stamp": __salt__["k8s_kept.now"]()}
     with __salt__["k8s_kept.locked"](pki["directory"]):
         __salt__["k8s_kept.sweep"](pki["directory"])
-        for path, why, step in _steps(pki, force, exists, dropped):
+        for path, why, step in _steps(pki, force, exists, dropped, mark):
             step()
             done[path] = why
     return done
@@ -189,7 +193,7 @@ def has_ended(path):
 # -- the walk: each step is (path, why, function that does it), judged when the ones before it are done ---------------
 
 
-def _steps(pki, force, exists, dropped):
+def _steps(pki, force, exists, dropped, mark):
     _refuse_if_lost(pki, exists)
     yield from _directories(pki)
     for name, authority in pki["authorities"].items():
@@ -199,8 +203,10 @@ def _steps(pki, force, exists, dropped):
     yield from _encryption(pki)
     for row in pki["certificates"]:
         yield from _leaf(pki, row, force)
+    yield from _cluster(pki, mark)
     for row in pki["deliveries"]:
-        yield from _delivery(pki, row)
+        if row["name"] != CLUSTER:
+            yield from _delivery(pki, row)
     yield from _undeclared(pki, dropped)
 
 
@@ -272,17 +278,44 @@ def _encryption(pki):
 
 
 def _leaf(pki, row, force):
-    """A certificate that is made anew gets a new key with it: a stolen one is of no use once its CA is exchanged, too."""
+    """
+    A certificate that is made anew gets a new key with it: a stolen one is of no use once its CA is exchanged, too.
+
+    One that was declared no more, and is again (a slip in the pillar), is that of before as long as it fits.
+    """
     key_path, path = row["key"], row["path"]
+    former = None if force or os.path.exists(path) else _former(pki, row)
+    if former:
+        if former["key"] != key_path:
+            yield key_path, AGAIN, lambda: _take_back(former["key"], key_path, _read(former["key"]))
+        text = _pem(_certificate(former["path"])) + _chain(pki, row)
+        yield path, AGAIN, lambda: _take_back(former["path"], path, text)
+        return
     why = _leaf_fault(pki, row) or ("its renewal was asked for" if force else None)
     if not os.path.exists(key_path):
-        yield key_path, "missing", lambda: _write_key(key_path, pki)
+        yield key_path, "missing", lambda: _replace(pki, key_path, _new_key(pki))
     elif why and why != ANOTHER_KEY:  # a run that is cut off behind this step has left just that
         yield key_path, why, lambda: _replace(pki, key_path, _new_key(pki))
     if why:
         yield path, why, lambda: _replace(pki, path, _leaf_certificate(pki, row) + _chain(pki, row))
     elif _read(path).partition(END)[2] != _chain(pki, row):
         yield path, "what follows it differs", lambda: _write(path, _pem(_certificate(path)) + _chain(pki, row))
+
+
+def _former(pki, row):
+    """Return where the pair of a row is that was withdrawn (``path``, ``key``), when it still fits; else None."""
+    former = {part: __salt__["k8s_kept.withdrawn"](pki["directory"], row[part]) for part in ("path", "key")}
+    if os.path.exists(row["key"]):  # taken back by a run that was cut off then
+        former["key"] = row["key"]
+    try:
+        return None if _leaf_fault(pki, {**row, **former}) else former
+    except (CommandExecutionError, OSError):
+        return None  # what is no pair any more is made anew
+
+
+def _take_back(former, path, text):
+    _write(path, text)
+    os.unlink(former)
 
 
 def _chain(pki, row):
@@ -292,6 +325,17 @@ def _chain(pki, row):
     """
     path = __salt__["k8s_rotation.chain"](pki, row["authority"])
     return _read(path) if path else ""
+
+
+def _cluster(pki, mark):
+    """Hand out whether the cluster exists, to all at once."""
+    text = __salt__["k8s_cluster.text_of"](mark) if mark else ""
+    targets = [row["target"] for row in pki["deliveries"] if row["name"] == CLUSTER]
+    for path in [f"{pki['directory']}/{CLUSTER}", *targets] if mark else ():
+        if not os.path.exists(path):
+            yield path, "missing", lambda path=path: _write(path, text)
+        elif _read(path) != text:
+            yield path, f"the cluster is {mark['state']}", lambda path=path: _write(path, text)
 
 
 def _delivery(pki, row):
@@ -501,15 +545,15 @@ def _write(path, text):
 
 
 def _replace(pki, path, text):
-    """Write a file; what it was before is kept."""
+    """Write a file; what it was before is kept, and what was withdrawn of it comes back no more."""
+    __salt__["k8s_kept.forgo"](pki["directory"], path, stamp=pki.get("stamp"))
     if os.path.exists(path):
         __salt__["k8s_kept.keep"](pki["directory"], path, stamp=pki.get("stamp"))
     _write(path, text)
 
 
 def _remove(pki, path):
-    __salt__["k8s_kept.keep"](pki["directory"], path, stamp=pki.get("stamp"))
-    os.unlink(path)
+    __salt__["k8s_kept.withdraw"](pki["directory"], path, stamp=pki.get("stamp"))
 
 
 def _is_pem(path):

@@ -18,6 +18,7 @@ from salt.exceptions import CommandExecutionError
 
 CERTIFICATE_TROUBLE = re.compile(r"TLS|tls: |x509: |certificate|authentication|permission denied|user name")
 PUBLISHED = "published.json"
+EDITION = 2  # of what is published: grows with it, so that a node tells it anew at once
 REPUBLISH_S = 3600  # etcd may have been restored from before
 PATIENCE_S = 20
 OWN = ("service-account", "client-ca")
@@ -55,7 +56,11 @@ def check(changing, components):
         found["errors"] += versions(components, others)
         if "kube-apiserver" in components:
             found["errors"] += __salt__["k8s_preflight.etcd"](components, drafts.get("kube-apiserver"))
+        if "etcd" in drafts or "etcd" in components and __salt__["k8s_generation.links"](components["etcd"]["home"])["live"]:
+            found["errors"] += __salt__["k8s_etcd_members.refusals"](components["etcd"], drafts.get("etcd"))
+        found["errors"] += __salt__["k8s_identity.refusals"](changing, drafts)
         found["errors"] += _told(__salt__["k8s_preflight.not_accepted"], changing, others, drafts)
+        found["errors"] += _told(_unlike_others, changing, others, drafts)
         found["errors"] += __salt__["k8s_skew.clock_refusals"](
             others, asked["preflight"]["max_clock_skew_s"], here=__opts__["id"]
         )
@@ -175,13 +180,14 @@ def publish(components=None):
         return False
     memory = os.path.join(row["home"], PUBLISHED)
     known = _remembered(memory)
-    if not by_hand and known.get("live") == live and time.time() - known.get("at", 0) < REPUBLISH_S:
+    same = known.get("live") == live and known.get("edition") == EDITION
+    if not by_hand and same and time.time() - known.get("at", 0) < REPUBLISH_S:
         return True
     text = json.dumps(__salt__["k8s_overlap.accepts"](components), sort_keys=True)
     key = _record(row, __opts__["id"])
     if __salt__["k8s_etcdctl.get"](row, key).get(key) != text:
         __salt__["k8s_etcdctl.put"](row, key, text)
-    return __salt__["k8s_durable.write"](memory, json.dumps({"live": live, "at": time.time()}))
+    return __salt__["k8s_durable.write"](memory, json.dumps({"live": live, "edition": EDITION, "at": time.time()}))
 
 
 def not_accepted(components, others=None, drafts=None):
@@ -236,12 +242,10 @@ def not_accepted(components, others=None, drafts=None):
 def _refused(row, things, serving, directory, live):
     """Return the refusals for ``things`` by what the others published; etcd is asked for it."""
     deadline = time.monotonic() + (0 if live or __opts__["test"] else PATIENCE_S)
+    kinds = {thing["kind"] for thing in things.values()}
     while True:
         try:
-            found = __salt__["k8s_etcdctl.get"](row, _record(row, ""), directory)
-            records = {
-                minion: json.loads(found[_record(row, minion)]) for minion in row["neighbours"] if _record(row, minion) in found
-            }
+            records = _records(row, directory)
         except (CommandExecutionError, ValueError) as exc:
             if not serving and not __salt__["k8s_health.serves"]({**row["api"], "probe": {"path": "/readyz"}}):
                 return []  # a cluster that is down can always be repaired
@@ -249,7 +253,7 @@ def _refused(row, things, serving, directory, live):
                 f"what the other controllers accept of the new keys or CAs could not be read from etcd: {exc}. "
                 f"{__salt__['k8s_skew.override']('overlap')}"
             ]
-        unknown = [minion for minion in serving if minion not in records and not row["adopt"]]
+        unknown = [minion for minion in serving if kinds - set(records.get(minion, {})) and not row["adopt"]]
         if not unknown or time.monotonic() > deadline:  # one that was just installed publishes after its gate
             break
         time.sleep(1)
@@ -260,6 +264,25 @@ def _refused(row, things, serving, directory, live):
             f"there first, or say `salt {minion} k8s_preflight.publish`. {__salt__['k8s_skew.override']('overlap')}"
         )
     return refusals
+
+
+def _unlike_others(components, others, drafts):
+    """Return why clients of controllers that serve would be cut off here, where no API server was good yet."""
+    row = components.get("kube-apiserver")
+    serving = [minion for minion, answer in others.items() if answer["serves"]]
+    if not row or not serving or __salt__["k8s_generation.links"](row["home"])["good"]:
+        return []
+    try:
+        records = _records(row, drafts["kube-apiserver"])
+    except (CommandExecutionError, ValueError):
+        return []  # which is told where keys and CAs are asked
+    return __salt__["k8s_clients.others"](components, drafts, {minion: records.get(minion, {}) for minion in serving})
+
+
+def _records(row, directory):
+    """Return what the other controllers published: {minion: what ``k8s_overlap.accepts`` returned there}."""
+    found = __salt__["k8s_etcdctl.get"](row, _record(row, ""), directory)
+    return {minion: json.loads(found[_record(row, minion)]) for minion in row["neighbours"] if _record(row, minion) in found}
 
 
 def _record(row, minion):
@@ -276,6 +299,7 @@ def _remembered(path):
 
 def _problems(row, directory):
     errors = _unfit_pairs(row, directory) + _told(_lost_keys, row, directory) + _moved_ports(row)
+    errors += _told(__salt__["k8s_clients.cut_off"], row, directory)
     answer = __salt__["k8s_ask_binary.problems"](row, directory)
     return {"errors": errors + answer["errors"], "warnings": answer["warnings"]}
 
@@ -330,9 +354,9 @@ def _moved_ports(row):
             "kubernetes_controller:etcd:client_port (and kubernetes_controller:etcd:servers where it is set); then take "
             f"listen-client-urls out again. {once}"
         )
-    old, new = (_urls(flags, "initial-advertise-peer-urls") for flags in (present, declared))
     heard, hears = (_urls(flags, "listen-peer-urls") for flags in (present, declared))
-    if row["neighbours"] and (set(old) != set(new) or not any(_is_among(url, hears) for url in heard)):
+    old, new = __salt__["k8s_etcd_members.own_peers"](row) or heard, _urls(row["first_start"], "initial-advertise-peer-urls")
+    if row["neighbours"] and (set(old) != set(new) or not any(_is_among(url, hears) for url in old)):
         found.append(
             f"kubernetes_controller:etcd:peer_port: the other members know this one at {', '.join(old)} and keep that, whatever "
             f"is declared ({', '.join(new)}, listening at {', '.join(hears)}), so etcd would lose its quorum. First list both "

@@ -126,7 +126,7 @@ def perform(components, names):
     place = __salt__["k8s_stage.build"](_addresses(components), asked["timeout_s"] + asked["window_s"])
     deadline = time.monotonic() + asked["timeout_s"]
     try:
-        data = _data(components, asked, place)
+        data = _data(components, cast, names, place)
         memory_max_mib = asked["memory_max_mib"] or _enough_mib(data)
         __salt__["k8s_stage.bound"](memory_max_mib)
         said = _play(components, cast, names, data, deadline)
@@ -197,14 +197,19 @@ def _addresses(components):
     return sorted(address for address in found if not address.lower().startswith("fe80"))
 
 
-def _data(components, asked, place):
-    """Return the path of a copy of the real data, or None for none. A cluster that is down has none to give."""
+def _data(components, cast, names, place):
+    """
+    Return the path of a copy of the data that the declared API server will read, or None for none.
+
+    A cluster that is down has none to give.
+    """
+    asked, reasons = components[names[0]]["rehearsal"], []
     if asked["data"] == "empty":
         return None
-    reasons = []
     for row in _sources(components):  # where the API server's identity has ended, a member's own may serve
+        declared = f"{row['home']}/generations/{cast[API]}" if row["name"] == API and API in names else None
         try:
-            return __salt__["k8s_snapshot.save"](row, f"{place}/snapshot.db", asked["max_mib"])
+            return __salt__["k8s_snapshot.save"](row, f"{place}/snapshot.db", asked["max_mib"], directory=declared)
         except CommandExecutionError as exc:
             reasons.append(str(exc))
     if reasons and _data_serves(components):
@@ -248,6 +253,8 @@ def _play(components, cast, names, data, deadline):
         for name in [name for name in ORDER[2:] if name in cast]:
             rows[name] = {**__salt__["k8s_stage.dress"](components[name], cast[name], {}), "api": api}
             __salt__["k8s_stage.start"](rows[name])
+        if data:
+            _serves_the_same(components["kube-apiserver"], api)
         _show("k8s_scene.apiserver", api, _encrypted(components["kube-apiserver"]))
         for name in [name for name in ORDER[2:] if name in cast]:
             _wait(rows[name], deadline)
@@ -270,10 +277,12 @@ def _start_etcd(components, cast, data, deadline, rows):
         return {"ETCDCTL_ENDPOINTS": "http://127.0.0.1:12379"}
     row = components["etcd"]
     flags = __salt__["k8s_generation.flags"](row["home"], link=f"generations/{cast['etcd']}")
-    member, peer = flags["name"], flags["initial-advertise-peer-urls"]
-    exchanged = {"initial-cluster": f"{member}={peer}", "initial-cluster-state": "new", "unsafe-no-fsync": "true"}
+    member, peer = flags["name"], row["first_start"].get("initial-advertise-peer-urls") or flags["listen-peer-urls"]
+    # A generation of an earlier release of the formula has flags of a first start; those of this one come from the environment.
+    alone = {"initial-cluster": f"{member}={peer}", "initial-cluster-state": "new", "initial-advertise-peer-urls": peer}
+    exchanged = {**{flag: None for flag in (*row["first_start"], *alone) if flag in flags}, "unsafe-no-fsync": "true"}
     rows["etcd"] = staged = __salt__["k8s_stage.dress"](row, cast["etcd"], exchanged)
-    __salt__["k8s_stage.start"](staged, data=__salt__["k8s_stage.restore"](row, data, member, peer))
+    __salt__["k8s_stage.start"](staged, environment=alone, data=__salt__["k8s_stage.restore"](row, data, member, peer))
     _wait(staged, deadline)
     files = [
         flags[name].replace(row["home"], staged["home"], 1) for name in ("trusted-ca-file", "peer-cert-file", "peer-key-file")
@@ -313,6 +322,14 @@ def _encrypted(row):
     listed = [name for file in row["files"].values() for entry in file.get("encryption") or [] for name in entry["resources"]]
     listed += __salt__["k8s_encryption.resources"](row)
     return [name for name in dict.fromkeys(["secrets", *listed]) if "*" not in name]
+
+
+def _serves_the_same(row, api):
+    """Raise Failed if the copy of the data, as the API server on the stage reads it, is not that of this cluster."""
+    known = __salt__["k8s_identity.remembered"](row)
+    found = __salt__["k8s_stage.inside"]("k8s_identity.served", api)
+    if "identity" not in row["ignore"] and not __salt__["k8s_identity.same"](known, found):
+        raise Failed(row["name"], f"on a copy of the data it serves other data than this cluster's: {found} instead of {known}")
 
 
 def _show(scene, *args):

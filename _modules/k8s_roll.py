@@ -6,8 +6,6 @@ import re
 
 from salt.exceptions import CommandExecutionError
 
-ANSWER_S = 20  # Salt's own 5 s are too few for nodes that are busy
-
 
 def plan(cfg, scheduled=False, test=False):
     """
@@ -63,9 +61,7 @@ def plan(cfg, scheduled=False, test=False):
 
 
 def _ask(nodes, function, *arguments):
-    """Return what each node answers, None where there is no answer."""
-    answers = __salt__["saltutil.cmd"](nodes, function, tgt_type="list", arg=list(arguments), timeout=ANSWER_S)
-    return {node: (answers.get(node) or {}).get("ret") for node in nodes}
+    return __salt__["k8s_controllers.ask"](nodes, function, *arguments)
 
 
 def _lost_members(cfg, nodes):

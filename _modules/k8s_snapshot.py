@@ -15,16 +15,18 @@ MIB = 1 << 20
 ROOM = 2.2  # the snapshot, and what is restored from it
 
 
-def save(row, target, max_mib=None):
+def save(row, target, max_mib=None, directory=None):
     """
     Save a snapshot of the cluster's data. Returns its path.
 
     row
-        A row of the configuration's ``components``; its live identity is used (see ``k8s_etcdctl.environment``).
+        A row of the configuration's ``components``.
     target
         Absolute path of the file to write; its directory must exist.
     max_mib
         Size in MiB above which the data is not copied (default: none).
+    directory
+        Where the row's declared generation is prepared, if the data are those that it will read (default: the live one's).
 
     Raises CommandExecutionError when etcd cannot be asked, and with the pillar key when the data is too large.
 
@@ -34,7 +36,7 @@ def save(row, target, max_mib=None):
 
         salt 'controller-1' k8s_snapshot.save "$ROW" /root/etcd.db
     """
-    environment = __salt__["k8s_etcdctl.environment"](row)
+    environment = __salt__["k8s_etcdctl.environment"](row, directory)
     servers = environment["ETCDCTL_ENDPOINTS"].split(",")
     servers.sort(key=lambda url: f"//{row['address']}:" not in url)  # the member of this node first
     complaint = "no etcd server is declared"

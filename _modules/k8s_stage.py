@@ -252,10 +252,10 @@ def dress(row, generation, exchanged):
     """
     home = f"{PLACE}/{row['name']}"
     source, target = f"{row['home']}/generations/{generation}", f"{home}/generations/{generation}"
-    os.makedirs(f"{home}/generations", mode=0o750)
+    os.makedirs(f"{home}/generations")
     shutil.copytree(source, target)
     for path in [home, f"{home}/generations", target, *(entry.path for entry in os.scandir(target))]:
-        os.chmod(path, os.stat(path).st_mode & 0o750)
+        os.chmod(path, 0o750 if os.path.isdir(path) else os.stat(path).st_mode & 0o750)
         shutil.chown(path, "root", row["group"])
     os.symlink(f"generations/{generation}", f"{home}/live")
     start = f"{target}/start"
@@ -267,7 +267,7 @@ def dress(row, generation, exchanged):
     return {**row, "home": home, "stands_for": row["home"], "unit_name": UNIT.format(row["name"]), "since": time.monotonic() - 1}
 
 
-def start(row, data=None):
+def start(row, data=None, environment=None):
     """
     Start a component on the stage, without waiting for it.
 
@@ -275,6 +275,8 @@ def start(row, data=None):
         What ``dress`` returned.
     data
         Path of etcd's data (see ``restore``), for etcd itself.
+    environment
+        Flags of etcd (dict) that it takes from its environment, in the place of those of its unit.
 
     The unit is the component's own, with the stage in the place of its home, its log directories and its network.
 
@@ -291,6 +293,10 @@ def start(row, data=None):
         kept = __salt__["k8s_generation.flags"](row["home"])["data-dir"]
         service["BindPaths"] = [*_listed(service.get("BindPaths")), f"{data}:{kept}"]
         scratch = [path for path in scratch if path != kept]
+    if environment:
+        ours = [f"ETCD_{flag.upper().replace('-', '_')}={value}" for flag, value in environment.items()]
+        service["Environment"] = [*_listed(service.get("Environment")), *ours]  # the last of a name counts
+        service["EnvironmentFile"] = _listed(service.get("EnvironmentFile"))[:-1]  # without that of a first start
     service |= {
         "BindReadOnlyPaths": [*_listed(service.get("BindReadOnlyPaths")), *binds],
         "TemporaryFileSystem": [*_listed(service.get("TemporaryFileSystem")), *(f"{path}:mode=1777" for path in scratch)],

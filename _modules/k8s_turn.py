@@ -137,7 +137,7 @@ def refusals(row, directory=None):
             faults.append(f"{path} said {answer['status']}")
         else:
             found.append(f"{minion} is not ready ({'; '.join(dict.fromkeys(faults))})")
-    return found
+    return found + (__salt__["k8s_etcd_members.quorum_refusals"](row, directory) if etcd else [])
 
 
 def neighbours_ready(row, directory=None):
@@ -159,9 +159,9 @@ def neighbours_ready(row, directory=None):
     deadline = time.monotonic() + timeout_s
     while found := refusals(row, directory):
         if time.monotonic() > deadline:
-            what = "etcd would lose a member more" if row["name"] == "etcd" else "one more would be missing"
+            what = "Another etcd member would be down" if row["name"] == "etcd" else "Another API server would be down"
             raise CommandExecutionError(
-                f"{'; '.join(found)}: {what}, so nothing was touched. Waited {timeout_s} s "
+                f"{'; '.join(found)}. {what}. Nothing was changed. Waited {timeout_s} s "
                 f"(kubernetes_controller:rollout:turn:neighbours_timeout_s). {_override('neighbours')}"
             )
         time.sleep(1)

@@ -45,8 +45,8 @@ def installed(name, row):
     row
         A row of the configuration's ``downloads`` (see ``k8s_binary.install``).
 
-    Nothing is fetched when the files are in place, nor in test mode. Links for people are moved later, by ``linked``; but
-    a file where one of them is to be is an error at once.
+    Nothing is fetched when the files are in place, nor in test mode. What was closed to others than root, as by a umask, is
+    opened again. Links for people are moved later, by ``linked``; but a file where one of them is to be is an error at once.
 
     .. code-block:: yaml
 
@@ -60,12 +60,17 @@ def installed(name, row):
         hindrance = __salt__["k8s_binary.in_the_way"](row)
         if hindrance:
             return ret | {"result": False, "comment": hindrance}
-        reasons = __salt__["k8s_binary.missing"](row)
-        if not reasons:
+        reasons, closed = __salt__["k8s_binary.missing"](row), __salt__["k8s_binary.closed"](row)
+        if not reasons and not closed:
             return ret | {"comment": f"{row['directory']} has what {row['source']} published."}
-        changes = {file: {"old": reason, "new": row["source"]} for file, reason in reasons.items()}
+        changes = {path: {"old": mode, "new": "open to all"} for path, mode in closed.items()}
+        changes |= {file: {"old": reason, "new": row["source"]} for file, reason in reasons.items()}
         if __opts__["test"]:
-            return ret | {"result": None, "changes": changes, "comment": f"{row['source']} would be fetched."}
+            said = f"{row['source']} would be fetched." if reasons else f"{', '.join(closed)} would be opened to all."
+            return ret | {"result": None, "changes": changes, "comment": said}
+        __salt__["k8s_binary.open_up"](row)
+        if not reasons:
+            return ret | {"changes": changes, "comment": f"{', '.join(closed)} can be passed and executed by all again."}
         __salt__["k8s_binary.install"](row)
     except CommandExecutionError as exc:
         return ret | {"result": False, "comment": str(exc)}

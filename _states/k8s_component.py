@@ -2,7 +2,7 @@
 Run the components of the control plane from generations.
 
 ``running`` is the whole story. What is refused and what differs is found out first; then each step is one function, in
-this order: prepare, rehearse, snapshot, turn, promote, take_up, gate, remember or go_back, settle. Each tells the master
+this order: prepare, rehearse, snapshot, join, turn, promote, take_up, gate, remember or go_back, settle. Each tells the master
 its name as it begins, so the same names are in the output of a rollout, in the tests and in the docs.
 """
 
@@ -45,25 +45,57 @@ def running(name, component):
     foreign = __salt__["k8s_component.foreign"](component)
     if foreign:
         return ret | {"result": False, "comment": foreign}
+    owners, fault = _own(component)
+    if fault:
+        return ret | {"result": False, "comment": f"{name}: {fault}"}
+    answer = ret | _run(component, owners)
+    if owners and answer["result"] and __opts__["test"]:
+        answer["result"] = None
+    return answer | {"changes": {**owners, **answer["changes"]}}
+
+
+def _own(component):
+    """
+    What is live gets the owners and modes that it has to have, whatever else is declared or refused; nothing restarts for it.
+
+    Returns them for ``changes``, and what kept it from it. They go over with a promotion, so one that was cut off, whose
+    process may still be the former account's, is brought to its end first.
+    """
+    links = __salt__["k8s_generation.links"](component["home"])
+    if links["live"] != links["good"]:
+        return {}, ""
+    try:
+        astray = __salt__["k8s_owners.wrong"](component)
+        if astray and not __opts__["test"]:
+            __salt__["k8s_owners.belong"](component)
+    except (CommandExecutionError, OSError) as exc:
+        return {}, str(exc)
+    return ({"owners": astray} if astray else {}), ""
+
+
+def _run(component, owners):
+    """Compare, refuse, change; return what of a state's answer is known then."""
+    name = component["name"]
     try:
         changes = _compare(component)
     except CommandExecutionError as exc:
         if __opts__["test"]:
-            return ret | {"result": None, "comment": f"Not knowable yet: {exc}"}
-        return ret | {"result": False, "comment": f"{name}: {exc}"}
-    if not changes:
-        return ret | _still_serves(component)
+            return {"result": None, "comment": f"Not knowable yet: {exc}"}
+        return {"result": False, "comment": f"{name}: {exc}"}
+    if not changes and not owners:
+        return _still_serves(component)
+    changes = changes or {"process": "none (owners)"}
     before = __salt__["k8s_generation.links"](component["home"])["live"]
     try:
         _refuse(component, changes)
         if __opts__["test"] and _is_the_operators(component, changes):
-            return ret | _leave_it_to_the_operator(component, changes, "would be")
+            return _leave_it_to_the_operator(component, changes, "would be")
         if __opts__["test"]:
-            return ret | {"result": None, "changes": changes, "comment": f"{name} would change: {changes['process']}."}
-        return ret | _change(component, changes)
+            return {"result": None, "changes": changes, "comment": f"{name} would change: {changes['process']}."}
+        return _change(component, changes)
     except (CommandExecutionError, OSError) as exc:
         moved = __salt__["k8s_generation.links"](component["home"])["live"] != before
-        return ret | {"result": False, "changes": changes if moved else {}, "comment": f"{name}: {exc}"}
+        return {"result": False, "changes": changes if moved else {}, "comment": f"{name}: {exc}"}
 
 
 def _change(component, changes):
@@ -74,6 +106,7 @@ def _change(component, changes):
     if _is_the_operators(component, changes):
         return _leave_it_to_the_operator(component, changes, "is")
     _snapshot(component, changes)
+    _join(component, generation)
     with _turn(component, changes, generation) as turn:
         answer = _exchange(component, changes, generation)
         if not answer["ok"]:
@@ -129,6 +162,8 @@ def _compare(component):
         return {"unit": "not enabled", "process": "none (unit)"}
     if __salt__["k8s_component.unit_exposed"](component):
         return {"unit": "readable by others", "process": "none (unit)"}
+    if __salt__["k8s_component.of_another_account"](process):
+        return {"account": "not the one that the process has", "process": "restart (account)"}
     return {}
 
 
@@ -162,13 +197,32 @@ def _revive(component):
 
 
 def _still_serves(component):
-    """Answer for a component that is as declared: it must also pass a short gate."""
-    answer = __salt__["k8s_health.wait"](component, timeout_s=CATCH_UP_S, consecutive=1)
+    """Answer for a component that is as declared: it must also pass a short gate. A test run asks once."""
+    patience = 0 if __opts__["test"] else CATCH_UP_S
+    answer = __salt__["k8s_health.wait"](component, timeout_s=patience, consecutive=1)
     if answer["ok"]:
+        if not __opts__["test"]:
+            __salt__["k8s_identity.learn"](component)
         if component["name"] == "kube-apiserver" and not __opts__["test"]:
             _publish()
         return {"comment": f"{component['name']} runs as declared: {answer['said']}"}
-    return {"result": False, "comment": f"{component['name']} is as declared but does not serve: {answer['said']}"}
+    said = f"{component['name']} is as declared but does not serve: {answer['said']}"
+    if __opts__["test"] and _waits(component):
+        return {"result": None, "comment": f"{said}. What it needs does not serve either, and would be looked after first."}
+    return {"result": False, "comment": said}
+
+
+def _waits(component):
+    """Tell whether a component that does not serve lacks what this run, were it none for a test, would have mended before."""
+    try:
+        if component["name"] == "etcd":
+            return bool(component["neighbours"])
+        if component["name"] == "kube-apiserver":
+            servers = __salt__["k8s_etcdctl.health"](component) if component["etcd_managed"] else {}
+            return not all(server["ok"] for server in servers.values())
+        return bool(component["api"]) and __salt__["k8s_health.api"](component["api"], "/readyz")["status"] != 200
+    except Exception:  # noqa: BLE001 (whatever it is, what it needs does not answer)
+        return True
 
 
 def _begin(component, step, said=""):
@@ -242,6 +296,15 @@ def _snapshot(component, changes):
         __salt__["k8s_snapshot.keep"](component, f"{component['name']}-{component['release']}")
 
 
+def _join(component, generation):
+    """Let a member of etcd without data join the cluster, or found it with all others; raise if it must not start at all."""
+    if component["name"] != "etcd":
+        return
+    how = __salt__["k8s_etcd_members.allow_first_start"](component, f"{component['home']}/generations/{generation}")
+    if how != "data":
+        _begin(component, "join", {"join": "the members that are there", "found": "all controllers found the cluster"}[how])
+
+
 @contextlib.contextmanager
 def _turn(component, changes, generation):
     """
@@ -252,7 +315,13 @@ def _turn(component, changes, generation):
     with the identity of the generation that is to replace it.
     """
     staged = f"{component['home']}/generations/{generation}" if changes["process"] == ADOPTION else None
-    if changes["process"].startswith("none") or not component["neighbours"] or not _serves(component, staged):
+    alone = not component["neighbours"] and component["name"] != "etcd"  # etcd may have members that the pillar does not name
+    if changes["process"].startswith("none") or alone or not _serves(component, staged):
+        yield None
+        return
+    if not component["neighbours"]:
+        if "neighbours" not in component["ignore"]:
+            __salt__["k8s_turn.neighbours_ready"](component, staged)
         yield None
         return
     _begin(component, "turn")
@@ -279,7 +348,10 @@ def _serves(component, staged):
 
 
 def _promote(component, generation):
-    """Let ``live`` lead to the generation; return the moment before, which the process that serves must be younger than."""
+    """
+    Let ``live`` lead to the generation, with what its account owns; return the moment before, which the process that serves
+    must be younger than.
+    """
     _begin(component, "promote", generation)
     home = component["home"]
     since = __salt__["k8s_generation.promoted_at"](home)
@@ -289,6 +361,7 @@ def _promote(component, generation):
     if __salt__["k8s_component.unit_differs"](component):  # whatever runs was started by another one
         since = time.monotonic()
     __salt__["k8s_component.install_unit"](component)
+    __salt__["k8s_owners.belong"](component)
     return since
 
 
@@ -313,7 +386,9 @@ def _gate(component, changes, since):
     restarted = changes["process"].startswith(("start", "restart"))
     # A first start has nothing to protect: it need not prove that it is steady.
     steady = {"consecutive": 1} if changes["process"] == "start" else {}
-    return __salt__["k8s_health.wait"](component, since=since if restarted else None, **steady)
+    answer = __salt__["k8s_health.wait"](component, since=since if restarted else None, **steady)
+    other = __salt__["k8s_identity.differs"](component) if answer["ok"] and restarted else None
+    return {**answer, "ok": False, "said": other} if other else answer
 
 
 def _go_back(component, generation, changes, answer, before, turn):
@@ -355,20 +430,26 @@ def _put_back(component, good, since):
     """Let the process run from the good generation; without ``since`` it has only to read its files again."""
     __salt__["k8s_generation.promote"](component["home"], good)
     __salt__["k8s_component.install_unit"](component)
-    if since is None:
-        __salt__["k8s_generation.touch"](component["home"])
-    else:
-        if component["name"] == "etcd":
-            __salt__["k8s_etcdctl.hand_over"](component)
-        __salt__["k8s_component.restart"](component["name"])
+    try:
+        __salt__["k8s_owners.belong"](component)
+    finally:  # it may serve without what could not be given back
+        if since is None:
+            __salt__["k8s_generation.touch"](component["home"])
+        else:
+            if component["name"] == "etcd":
+                __salt__["k8s_etcdctl.hand_over"](component)
+            __salt__["k8s_component.restart"](component["name"])
 
 
 def _remember(component):
     """Only a passed gate moves ``good``."""
     _begin(component, "remember")
+    if component["name"] == "etcd":
+        __salt__["k8s_etcd_members.forbid_first_start"]()
     live = __salt__["k8s_generation.links"](component["home"])["live"]
     __salt__["k8s_generation.promote"](component["home"], live, link="good")
     __salt__["k8s_generation.prune"](component["home"], component["keep_generations"])
+    __salt__["k8s_identity.remember"](component)
     _publish()
 
 

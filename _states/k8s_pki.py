@@ -5,7 +5,7 @@ The certificates of a cluster, on the master.
 from salt.exceptions import CommandExecutionError
 
 
-def managed(name, pki, force=False, exists="", dropped=False):
+def managed(name, pki, force=False, exists="", dropped=False, mark=None):
     """
     Ensure that the CAs, keys and certificates of a cluster exist as declared, and that each minion has its share, no more.
 
@@ -20,6 +20,8 @@ def managed(name, pki, force=False, exists="", dropped=False):
         live on controller-1`` (default: nothing does). Then a directory without any CA or key is an error: it was lost.
     dropped
         Encryption keys that the pillar does not name are in use nowhere, so shares lose them (default False).
+    mark
+        What is handed out of whether the cluster exists (dict, see ``k8s_cluster.seen``; default: what was handed out stays).
 
     .. code-block:: yaml
 
@@ -31,7 +33,7 @@ def managed(name, pki, force=False, exists="", dropped=False):
     ret = {"name": name, "result": True, "changes": {}, "comment": ""}
     try:
         act = __salt__["k8s_pki.differences" if __opts__["test"] else "k8s_pki.make"]
-        found = act(pki, force=force, exists=exists, dropped=dropped)
+        found = act(pki, force=force, exists=exists, dropped=dropped, mark=mark)
     except (CommandExecutionError, OSError) as exc:
         return ret | {"result": False, "comment": str(exc)}
     except ValueError as exc:  # what cryptography says of names, dates and addresses
@@ -45,7 +47,8 @@ def managed(name, pki, force=False, exists="", dropped=False):
     gone = [path for path, why in found.items() if why.endswith("removed")]
     changes = {path: {"old": why, "new": "removed" if path in gone else "as declared"} for path, why in found.items()}
     verb = "would be" if __opts__["test"] else "were"
-    counts = ((len(found) - len(gone), "made"), (len(gone), "removed"))
+    back = [path for path, why in found.items() if why.endswith("taken back")]
+    counts = ((len(found) - len(gone) - len(back), "made"), (len(back), "taken back"), (len(gone), "removed"))
     said = ", ".join(f"{count} files {verb} {done}" for count, done in counts if count)
     return ret | {"result": None if __opts__["test"] else True, "changes": changes, "comment": f"{said}.{stands}"}
 

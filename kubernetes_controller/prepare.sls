@@ -1,4 +1,4 @@
-{#- The accounts that the components run as, and the directories that they write to. An account that is there is left as it is. -#}
+{#- The accounts that the components run as, and the directory of their logs. An account that is there is left as it is. -#}
 {%- from "kubernetes_controller/map.jinja" import cfg, unready with context %}
 {%- if not cfg %}
 {{ unready }}
@@ -39,18 +39,5 @@ include:
     - require:
       - group: {{ name }} has a group
 {%- endif %}
-
-{%- for directory, mode in row.directories.items() %}
-
-{{ name }} may write to {{ directory }}:
-  file.directory:
-    - name: {{ directory }}
-    - user: {{ row.user }}
-    - group: {{ row.group }}
-    - mode: "{{ mode }}"
-    - makedirs: True
-    - require:
-      - {{ "user: " ~ name ~ " has an account" if missing else "group: " ~ name ~ " has a group" }}
-{%- endfor %}
 {%- endfor %}
 {%- endif %}

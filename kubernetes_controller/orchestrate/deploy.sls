@@ -12,18 +12,6 @@
 include:
   - kubernetes_controller.orchestrate.pki
 
-{%- for kind in ["modules", "states"] %}
-
-Every controller has the {{ kind }} of the formula:
-  salt.function:
-    - name: saltutil.sync_{{ kind }}
-    - tgt: {{ nodes | json }}
-    - tgt_type: list
-    - timeout: 20
-    - order: first
-    - parallel: True
-{%- endfor %}
-
 {%- set last = namespace(kind="salt", id="All controllers are set up at once, as nothing serves yet") %}
 {%- if plan.unsynced %}
 {%- set last.kind, last.id = "test", "What the controllers would change is not knowable yet" %}
@@ -46,8 +34,6 @@ What is declared for every controller fits together:
     - pillar: {{ once | json }}
     - require:
       - sls: kubernetes_controller.orchestrate.pki
-      - salt: Every controller has the modules of the formula
-      - salt: Every controller has the states of the formula
 
 What is declared for every controller passed its rehearsal:
   salt.state:
@@ -70,8 +56,6 @@ All controllers are set up at once, as nothing serves yet:
     - pillar: {{ once | json }}
     - require:
       - sls: kubernetes_controller.orchestrate.pki
-      - salt: Every controller has the modules of the formula
-      - salt: Every controller has the states of the formula
       {%- if plan.installed %}
       - salt: What is declared for every controller passed its rehearsal
       {%- endif %}
@@ -104,6 +88,16 @@ Every component of every controller serves:
       - salt: {{ last.id }}
 {%- set last.id = "Every component of every controller serves" %}
 {%- endif %}
+{%- endif %}
+
+{%- if not salt["k8s_cluster.settled"](cfg) and last.kind == "salt" %}
+
+The master knows that the cluster exists:
+  k8s_cluster.known:
+    - name: {{ cfg.pki.directory }}
+    - cfg: {{ cfg | json }}
+    - require:
+      - {{ last.kind }}: {{ last.id }}
 {%- endif %}
 
 {%- if cfg.admin.kubeconfig %}

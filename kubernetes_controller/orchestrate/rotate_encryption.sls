@@ -1,35 +1,31 @@
 {#- From the encryption that is live to the one that the pillar declares: the new keys are added everywhere, promoted, what is
     stored is written anew and proven, and only then the former keys go. Goes on where an earlier run was cut off. -#}
-{%- from "kubernetes_controller/map.jinja" import cfg, unready with context %}
+{%- from "kubernetes_controller/map.jinja" import cfg, unready, refused with context %}
 {%- if not cfg %}
 {{ unready }}
 {%- else %}
 {%- set nodes = cfg.controllers | list %}
 {%- set lives, elsewhere, faults = {}, [], [] %}
-{%- set answers = salt["saltutil.cmd"](nodes, "k8s_encryption.live", tgt_type="list") %}
+{%- set answers = salt["k8s_controllers.ask"](nodes, "k8s_encryption.live") %}
 {%- for node in nodes %}
-{%- set said = (answers.get(node) or {}).get("ret") %}
+{%- set said = answers[node] %}
 {%- if said is mapping and said.get("serves") %}
 {%- do lives.update({node: said.providers}) %}
 {%- do elsewhere.extend(said.get("elsewhere", [])) %}
 {%- else %}
-{%- do faults.append(node ~ (": its API server does not serve" if said is mapping else ": " ~ (said or "no answer"))) %}
+{%- do faults.append(node ~ ": its API server does not serve" if said is mapping else
+                     node ~ ": " ~ said if said else salt["k8s_controllers.silence"](node)) %}
 {%- endif %}
 {%- endfor %}
 {%- set plan = {"steps": [], "fault": ""} if faults else salt["k8s_encryption.plan"](cfg.encryption, lives, elsewhere) %}
 {%- if plan.fault %}
 
 What is to be rotated can be proven:
-  test.fail_without_changes:
-    {#- In a test run this state puts a comment of Salt's own in the place of ours, so the name has to tell. #}
-    - name: {{ plan.fault | json }}
-    - comment: {{ (plan.fault ~ " Nothing was touched.") | json }}
+{{- refused(plan.fault ~ " Nothing was touched.") }}
 {%- elif faults %}
 
 Every controller serves before keys are exchanged:
-  test.fail_without_changes:
-    - name: {{ (faults | join("; ") ~ ". Nothing was touched.") | json }}
-    - comment: {{ (faults | join("; ") ~ ". Keys are exchanged only while all controllers serve; nothing was touched.") | json }}
+{{- refused(faults | join("\n") ~ "\nKeys are exchanged only while all controllers serve; nothing was touched.") }}
 {%- else %}
 
 include:

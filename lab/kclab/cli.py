@@ -15,7 +15,7 @@ usage: lab [--name NAME] VERB …
   up [--nodes N]      boot, roll out the control plane, and show its health (again is fine)
   boot [--nodes N]    the bare nodes and the salt-master only
   down                remove the lab without a trace
-  reset               controllers bare again, fast
+  reset [NODE …]      controllers bare again, fast, and the master forgets them; or these nodes only
   status [--json]     what there is and what runs
   pillar FILE         lay a YAML file over the lab's pillar (- takes it away)
   salt …              salt on the salt-master, for instance: lab salt '*' test.ping
@@ -101,8 +101,8 @@ def _down(lab, words):
 
 
 def _reset(lab, words):
-    _options("reset", words)
-    lab.reset()
+    _options("reset", [word for word in words if word.startswith("-")])
+    lab.reset(words)
 
 
 def _status(lab, words):

@@ -177,21 +177,27 @@ class Lab:
         if self.directory.exists():
             shutil.rmtree(self.directory)
 
-    def reset(self, timeout=120):
-        """Make the controllers bare again and let the master forget the cluster. The master keeps running."""
+    def reset(self, names=(), timeout=120):
+        """
+        Make the controllers bare again and let the master forget the cluster. The master keeps running.
+
+        With ``names`` only those are bare, as after a new installation, and the master forgets nothing.
+        """
         if not self.record:
             raise LabError(f"There is no lab {self.name}; `lab --name {self.name} boot` makes it.")
+        nodes = [self.node(name) for name in names] or self.nodes
         with self._alone():
-            for node in self.nodes:
+            for node in nodes:
                 node.kill()
-            for node in self.nodes:
+            for node in nodes:
                 node.wipe()
                 self._furnish(node, self.record["image"], self.nodes)
                 node.connect()
-            self._start([*self.nodes, self.master])
-            master.forget_cluster(self.master, self.nodes)
-            master.wait_for_minions(self.master, self.nodes, timeout)
-        say(f"lab {self.name}: {len(self.nodes)} nodes are bare again")
+            self._start([*nodes, self.master])
+            if not names:
+                master.forget_cluster(self.master, self.nodes)
+            master.wait_for_minions(self.master, nodes, timeout)
+        say(f"lab {self.name}: {', '.join(node.name for node in nodes) if names else f'{len(nodes)} nodes'} bare again")
 
     def fill_mirror(self):
         """Fill the mirror with the releases that the lab's pillar declares."""

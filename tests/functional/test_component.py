@@ -18,8 +18,9 @@ class Systemd:
     def __init__(self, minion, row):
         self.row, self.unit, self.pid, self.started, self.enabled, self.stranger = row, None, 0, None, False, None
         self.sick, self.refuses, self.log, self.steps, self.exposed = None, None, [], [], False
-        self.other_binary = False
-        for name in ("process", "restart", "install_unit", "unit_differs", "unit_exposed", "replaced", "foreign"):
+        self.other_binary = self.other_account = False
+        asked = ("process", "unit_differs", "unit_exposed", "replaced", "foreign", "of_another_account")
+        for name in (*asked, "restart", "install_unit"):
             minion.fake(f"k8s_component.{name}", getattr(self, name))
         self.wait = minion.fake("k8s_health.wait", self.gate)
         minion.fake("k8s_health.serves", return_value=False)
@@ -36,12 +37,13 @@ class Systemd:
         state = "active" if self.pid else "inactive"
         return {
             "state": state, "substate": "", "pid": self.pid, "started": self.started, "restarts": 0,
-            "binary": self.row["binary"] if self.pid else None, "unit": "", "enabled": self.enabled,
+            "binary": self.row["binary"] if self.pid else None, "unit": "", "user": "", "enabled": self.enabled,
         }  # fmt: skip
 
     def restart(self, name):
         self.log.append("restart")
-        self.pid, self.started, self.other_binary = self.pid + 1, time.monotonic(), False
+        self.pid, self.started = self.pid + 1, time.monotonic()
+        self.other_binary = self.other_account = False
         return True
 
     def install_unit(self, row):
@@ -58,6 +60,9 @@ class Systemd:
 
     def replaced(self, row, pid):
         return bool(pid) and self.other_binary
+
+    def of_another_account(self, process):
+        return bool(process["pid"]) and self.other_account
 
     def foreign(self, row):
         return None if row["adopt"] or (Path(row["home"]) / "live").is_symlink() else self.stranger
@@ -205,9 +210,19 @@ def test_nothing_declared_anew_is_no_change_and_a_look_whether_it_serves(schedul
 def test_as_declared_but_not_serving_is_a_failure(scheduler, testmode):
     scheduler.run()
     scheduler.systemd.sick = "/healthz said 500 [-]informer-sync"
+    scheduler.minion.fake("k8s_health.api", return_value={"status": 200, "body": "ok"})
     ret = scheduler.try_(testmode)
     assert (ret.result, ret.changes) == (False, {})
     assert ret.comment == "kube-scheduler is as declared but does not serve: /healthz said 500 [-]informer-sync"
+
+
+def test_a_test_run_does_not_fail_for_what_waits_for_its_api_server(scheduler, testmode):
+    scheduler.run()
+    scheduler.systemd.sick = "/healthz said 500 [-]informer-sync"
+    scheduler.minion.fake("k8s_health.api", side_effect=ConnectionRefusedError("refused"))
+    ret = scheduler.try_(testmode)
+    assert (ret.result, ret.changes) == (None if testmode else False, {})
+    assert ret.comment.startswith("kube-scheduler is as declared but does not serve: /healthz said 500 [-]informer-sync")
 
 
 def test_a_component_that_stopped_is_started(scheduler, testmode):
@@ -680,3 +695,138 @@ def test_no_secret_is_in_what_a_state_answers(apiserver, material):
     for name, text in material.items():
         if not name.endswith((".crt", ".pub")):
             assert not [line for line in text.splitlines() if "-----" not in line and line in str(vars(ret))], name
+
+
+# -- owners and modes -------------------------------------------------------------------------------------------------
+
+BIN = {"user": "bin", "group": "bin"}
+
+
+@pytest.fixture
+def logging(apiserver):
+    """An API server that runs, and its audit log."""
+    apiserver.run()
+    log = Path(next(iter(apiserver.row["directories"]))) / "audit.log"
+    log.write_text("{}")
+    log.chmod(0o600)
+    shutil.chown(log, "daemon", "daemon")
+    return apiserver, log
+
+
+def test_owners_and_modes_of_what_is_live_are_mended_without_a_restart(logging, testmode):
+    apiserver, log = logging
+    shutil.chown(apiserver.home, "root", "games")
+    apiserver.home.chmod(0o750)
+    shutil.chown(apiserver.home / "live/start", "games")
+    log.chmod(0)
+    links = apiserver.links()
+    ret = apiserver.try_(testmode)
+    assert ret.changes == {
+        "owners": {
+            str(apiserver.home / f"generations/{links['live']}/start"): {"old": "games:daemon 0750", "new": "root:daemon 0750"},
+            str(apiserver.home): {"old": "root:games 0750", "new": "root:root 0711"},
+            str(log): {"old": "daemon:daemon 0000", "new": "daemon:daemon 0600"},
+        },
+        "process": "none (owners)",
+    }
+    assert ret.result is expected(testmode)
+    assert (apiserver.links(), apiserver.systemd.log) == (links, ["restart"])
+    assert (log.stat().st_mode & 0o777) == (0 if testmode else 0o600)
+
+
+@pytest.mark.parametrize("why", ["stopped", "another flag", "manual", "failed before", "not rehearsed"])
+def test_they_are_mended_whatever_else_there_is_to_do_or_to_refuse(logging, testmode, why):
+    apiserver, log = logging
+    layers = [{"settings": {"v": 4}}] if why not in ("stopped",) else []
+    row = apiserver.declare(*layers)
+    if why == "stopped":
+        apiserver.systemd.pid = 0
+    if why == "manual":
+        row = {**row, "mode": "manual"}
+    if why == "failed before":
+        apiserver.minion.modules["k8s_generation.remember_failure"](str(apiserver.home), apiserver.digest(row), "it crashed")
+    if why == "not rehearsed":
+        apiserver.systemd.rehearsal.side_effect = CommandExecutionError("it did not start")
+    shutil.chown(log, "games", "games")
+    ret = apiserver.try_(testmode, row, again=False)
+    process = {"stopped": "start (unit was inactive)", "another flag": "restart (flag v)", "not rehearsed": "restart (flag v)"}
+    if why == "not rehearsed" and not testmode or why in ("manual", "failed before"):
+        process = {}
+    assert ret.changes.get("process") == process.get(why)
+    assert ret.changes["owners"] == {str(log): {"old": "games:games 0600", "new": "daemon:daemon 0600"}}
+    assert ret.result is (False if why == "failed before" else None if testmode else why != "not rehearsed")
+    assert log.owner() == ("games" if testmode else "daemon")
+
+
+def test_what_cannot_be_mended_is_a_failure_and_nothing_is_promoted(logging):
+    apiserver, log = logging
+    links = apiserver.links()
+    apiserver.minion.fake("k8s_owners.belong", side_effect=CommandExecutionError(f"{log}: Operation not permitted"))
+    shutil.chown(log, "games", "games")
+    ret = apiserver.run(apiserver.declare({"settings": {"v": 4}}))
+    assert (ret.result, ret.changes, ret.comment) == (False, {}, f"kube-apiserver: {log}: Operation not permitted")
+    assert (apiserver.links(), apiserver.systemd.log) == (links, ["restart"])
+
+
+def test_another_account_gets_what_the_component_writes_with_the_promotion(logging, testmode):
+    apiserver, log = logging
+    row = apiserver.declare(BIN)
+    ret = apiserver.try_(testmode, row)
+    assert ret.changes["process"].startswith("restart (unit, file ")
+    assert "owners" not in ret.changes
+    assert ret.result is expected(testmode)
+    owner = "daemon" if testmode else "bin"
+    assert [(path.owner(), path.group()) for path in (log.parent, log)] == [(owner, owner)] * 2
+    assert (apiserver.home / "live/start").group() == owner
+    if not testmode:
+        assert apiserver.run(apiserver.row).result is True
+        assert [(path.owner(), path.group()) for path in (log.parent, log)] == [("daemon", "daemon")] * 2
+
+
+def test_they_go_back_with_a_failed_gate(logging):
+    apiserver, log = logging
+    good = apiserver.links()["good"]
+    given = []
+
+    def gate(row, since=None, **options):
+        given.append(log.owner())
+        return {"ok": len(given) > 1, "said": "no answer", "seconds": 1.0, "away_s": 0.0}
+
+    apiserver.minion.fake("k8s_health.wait", gate)
+    ret = apiserver.run(apiserver.declare(BIN))
+    assert f"Generation {good} is back and serves" in ret.comment
+    assert given == ["bin", "daemon"]
+    assert [(path.owner(), path.group()) for path in (log.parent, log)] == [("daemon", "daemon")] * 2
+    assert apiserver.links() == {"live": good, "good": good}
+
+
+def test_what_cannot_be_given_back_keeps_nobody_from_starting_the_good_generation(logging):
+    apiserver, log = logging
+    good = apiserver.links()["good"]
+    apiserver.minion.fake("k8s_owners.belong", side_effect=CommandExecutionError(f"{log}: Operation not permitted"))
+    ret = apiserver.run(apiserver.declare(BIN))
+    assert f"Generation {good} could not be put back: {log}: Operation not permitted" in ret.comment
+    assert apiserver.links() == {"live": good, "good": good}
+    assert apiserver.systemd.log == ["restart", "restart"]
+
+
+@pytest.mark.parametrize("pillar", ["as it was killed", "as before"])
+def test_a_run_killed_between_promotion_and_owners_is_finished_or_taken_back(logging, testmode, pillar):
+    apiserver, log = logging
+    row = apiserver.declare(BIN)
+    apiserver.promote(row)
+    ret = apiserver.try_(testmode, row if pillar == "as it was killed" else apiserver.row)
+    assert "an earlier run was cut off" in ret.changes["process"]
+    assert "owners" not in ret.changes  # the process may still be the former account's
+    owner = "bin" if pillar == "as it was killed" and not testmode else "daemon"
+    assert [(path.owner(), path.group()) for path in (log.parent, log)] == [(owner, owner)] * 2
+
+
+def test_a_process_of_the_account_that_was_taken_back_is_restarted(apiserver, testmode):
+    """The run that took it back was killed before its restart."""
+    apiserver.run()
+    apiserver.systemd.other_account = True
+    ret = apiserver.try_(testmode)
+    assert ret.changes == {"account": "not the one that the process has", "process": "restart (account)"}
+    assert ret.result is expected(testmode)
+    assert apiserver.systemd.log == ["restart"] * (1 if testmode else 2)

@@ -37,7 +37,7 @@ class Stage:
     def dress(self, row, generation, exchanged):
         return {**row, "unit_name": f"rehearsal-{row['name']}", "since": 0.0, "plays": generation}
 
-    def start(self, row, data=None):
+    def start(self, row, data=None, environment=None):
         self.started.append((row["name"], row["plays"]))
 
     def inside(self, function, row, *args, **kwargs):
@@ -141,7 +141,7 @@ def test_a_pass_on_a_copy_of_the_data_is_remembered_as_one(node, stage, live, de
 
 
 def test_a_member_gives_the_copy_where_the_api_servers_identity_does_not(node, stage, live, declare):
-    def save(row, path, max_mib):
+    def save(row, path, max_mib, directory=None):
         if row["name"] != "etcd":
             raise CommandExecutionError("certificate has expired")
         return path

@@ -131,6 +131,48 @@ def test_what_a_binary_refuses_is_one_sentence_with_its_pillar_key(ask, wrong, s
     assert "/run/" not in answer["errors"][0]
 
 
+def test_the_flags_that_are_repeated_are_those_that_the_binaries_say(modules, real_binaries):
+    """By type, or by a word in --help: the table of the configuration cannot go stale."""
+    table = set(modules["k8s_config.resolve"].func.__globals__["REPEATED"])
+    words, found = ("Repeat this flag", "flag multiple times", "specified multiple times"), set()
+    for name in COMPONENTS[:3]:
+        for flag, said in modules["k8s_ask_binary.options"](real_binaries[name])["flags"].items():
+            many = said["type"] in ("stringArray", "namedCertKey") or any(one in said["help"] for one in words)
+            found |= {flag} if many else set()
+    said = modules["k8s_ask_binary.options"](real_binaries["etcd"])["flags"]
+    found |= {flag for flag, one in said.items() if "times" in one["help"].lower()}
+    assert found == table
+
+
+def test_repeated_flags_pass_with_their_order_and_a_list_for_one_value_does_not(ask, material):
+    files = {
+        name: {"text": material["apiserver.crt" if name.endswith("crt") else "apiserver.key"]} for name in ("b.crt", "b.key")
+    }
+    name, layer = api(
+        service_account_issuer=["https://b", "https://a"],
+        service_account_key_file=["{live}/service-account.pub", "{live}/b.pub"],
+        tls_sni_cert_key=["{live}/tls.crt,{live}/tls.key", "{live}/b.crt,{live}/b.key:example.com"],
+        authentication_config=None, oidc_issuer_url="https://oidc", oidc_client_id="me",
+        oidc_required_claim={"a": "b,c", "d": "e"},
+        service_cluster_ip_range=["10.32.0.0/16", "fd01::/112"],
+    )  # fmt: skip
+    layer["apiserver"]["files"] = {**files, "b.pub": {"text": material["service-account.pub"]}}
+    assert ask(name, layer, {"cluster": {"service_cidr": "10.32.0.0/16,fd01::/112"}}) == GOOD
+    (sentence,) = ask(*api(external_hostname=["a.example.com", "b.example.com"]))["errors"]
+    assert sentence.startswith(
+        "kubernetes_controller:apiserver:settings:external-hostname: kube-apiserver 1.37.2 takes one value"
+    )
+
+
+@pytest.mark.parametrize("name", COMPONENTS[:3])
+def test_the_lists_of_the_defaults_are_lists_for_the_binaries(modules, real_binaries, rows, defaults, name):
+    known = modules["k8s_ask_binary.options"](real_binaries[name])["flags"]
+    declared = defaults[rows(binaries=False)[name]["key"]]["settings"]
+    lists = {flag: known[flag]["type"] for flag, value in declared.items() if isinstance(value, (list, dict))}
+    assert lists
+    assert set(lists.values()) <= {"strings"}, lists
+
+
 def test_all_faults_of_form_are_told_at_once(ask):
     name, layer = api(nope=1, audit_log_maxage="abc", feature_gates={"Nope": True, "Nopo": True}, v="x", goaway_chance=5)
     assert len(ask(name, layer)["errors"]) == 6

@@ -119,6 +119,42 @@ def test_a_setting_becomes_one_flag(resolve, value, flag):
     assert settings(resolve, "kube-scheduler", {"x": value})["x"] == flag
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "given"),
+    [
+        ("service-account-issuer", ["https://{id}", "https://a"], ["https://controller-1", "https://a"]),
+        ("service-account-issuer", "https://b,https://a", "https://b,https://a"),
+        ("service-account-issuer", ["https://{id}", "{endpoint_host}"], "https://controller-1"),
+        ("service-account-key-file", ["/b.pub", "/a.pub"], ["/b.pub", "/a.pub"]),
+        ("tls-sni-cert-key", ["/b.crt,/b.key:b.com", "/a.crt,/a.key"], ["/b.crt,/b.key:b.com", "/a.crt,/a.key"]),
+        ("oidc-required-claim", {"b": 1, "a": "x,y"}, ["a=x,y", "b=1"]),
+        ("oidc-required-claim", {"a": True}, "a=true"),
+        ("oidc-required-claim", ["b=1", "a=2"], ["b=1", "a=2"]),
+        ("api-audiences", ["b", "a"], "b,a"),
+    ],
+)
+def test_a_flag_that_kubernetes_repeats_is_given_once_per_element(modules, resolve, flag, value, given):
+    row = resolve({"apiserver": {"settings": {flag: value}}})["components"]["kube-apiserver"]
+    assert row["settings"][flag] == given
+    lines = [line for line in modules["k8s_config.start_script"](row, "abc").splitlines() if f"--{flag}=" in line]
+    assert len(lines) == (len(given) if isinstance(given, list) else 1)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "joined"),
+    [
+        ("x", ["a", "b"], True),
+        ("x", {"a": 1, "b": 2}, True),
+        ("x", ["a"], False),
+        ("x", "a,b", False),
+        ("tls-sni-cert-key", ["a", "b"], False),
+    ],
+)
+def test_what_was_joined_is_known_so_that_the_binary_can_be_asked(resolve, flag, value, joined):
+    row = resolve({"scheduler": {"settings": {"requestheader-allowed-names": "x", "tls-cipher-suites": "y", flag: value}}})
+    assert row["components"]["kube-scheduler"]["joined"] == [flag] * joined
+
+
 def test_flags_are_sorted_whatever_the_order_of_the_pillar(resolve):
     found = list(settings(resolve, "kube-scheduler", {"zz": 1, "aa": 1}))
     assert found == sorted(found)
@@ -187,7 +223,9 @@ def test_managed_etcd_is_named_by_all_controllers(resolve):
     assert components["kube-apiserver"]["settings"]["etcd-servers"] == servers
     flags = components["etcd"]["settings"]
     assert flags["name"] == "controller-1"
-    assert flags["initial-cluster"].split(",")[2] == "controller-3=https://10.8.0.103:2380"
+    first = components["etcd"]["first_start"]
+    assert first["initial-cluster"].split(",")[2] == "controller-3=https://10.8.0.103:2380"
+    assert first["initial-cluster-token"] == "kubernetes"
     assert flags["listen-client-urls"] == "https://10.8.0.101:2379"
 
 
@@ -205,7 +243,27 @@ def test_external_etcd_is_not_run_and_its_certificates_are_brought(resolve):
 def test_one_controller_is_a_cluster(resolve):
     cfg = resolve({"controllers": {"controller-2": None, "controller-3": None}})
     assert cfg["components"]["kube-apiserver"]["settings"]["etcd-servers"] == "https://10.8.0.101:2379"
-    assert cfg["components"]["etcd"]["settings"]["initial-cluster"] == "controller-1=https://10.8.0.101:2380"
+    assert cfg["components"]["etcd"]["first_start"]["initial-cluster"] == "controller-1=https://10.8.0.101:2380"
+
+
+def test_what_only_a_first_start_reads_is_no_part_of_a_members_generation(resolve, defaults):
+    etcd = resolve()["components"]["etcd"]
+    fewer = resolve({"controllers": {"controller-3": None}})["components"]["etcd"]
+    assert not [flag for flag in etcd["settings"] if flag.startswith("initial-")]
+    assert (etcd["settings"], etcd["unit"]) == (fewer["settings"], fewer["unit"])
+    kept = resolve({"etcd": {"settings": {"initial-election-tick-advance": False}}})["components"]["etcd"]
+    assert kept["settings"]["initial-election-tick-advance"] == "false"  # read at each start
+
+
+def test_a_member_without_data_ends_unless_it_was_allowed_to_start(resolve):
+    service = resolve({"etcd": {"unit": {"Service": {"Environment": ["GOGC=50"]}}}})["components"]["etcd"]["unit"]["Service"]
+    assert service["Environment"] == ["GOGC=50", "ETCD_INITIAL_CLUSTER_STATE=existing"]
+    assert service["EnvironmentFile"] == ["-/run/kubernetes-controller-first-start.env"]
+
+
+def test_a_flag_that_makes_one_member_a_cluster_of_its_own_is_refused(resolve):
+    with pytest.raises(Exception, match="kubernetes_controller:etcd:settings:force-new-cluster: "):
+        resolve({"etcd": {"settings": {"force-new-cluster": True}}})
 
 
 def test_ipv6_controllers_have_brackets_in_urls_only(resolve):
@@ -301,7 +359,7 @@ def test_a_minion_gets_each_file_that_its_rows_name_once(resolve, defaults):
                 *asked.get("authority", []),
                 *([asked["certificate"], asked["key"]] if asked else []),
             }
-    assert {target.rpartition("/")[2] for target in targets} == wanted | {"encryption-key1"}
+    assert {target.rpartition("/")[2] for target in targets} == wanted | {"encryption-key1", "cluster.json"}
 
 
 def test_brought_files_have_the_names_of_the_operator(resolve):

@@ -104,7 +104,9 @@ def test_a_prepared_generation_is_whole_and_owned_by_root_and_the_group(apiserve
     directory = apiserver.home / "generations" / name
     assert {path.name for path in directory.iterdir()} == {"start", "unit", *apiserver.row["files"]}
     assert name == apiserver.digest(apiserver.row)
-    for path in [directory, directory.parent, apiserver.home, *directory.iterdir()]:
+    for path in [directory.parent, apiserver.home]:
+        assert (path.stat().st_uid, path.stat().st_gid, path.stat().st_mode & 0o7777) == (0, 0, 0o711), path
+    for path in [directory, *directory.iterdir()]:
         assert (path.stat().st_uid, path.stat().st_gid) == (0, grp.getgrnam("daemon").gr_gid), path
     modes = {path.name: oct(path.stat().st_mode & 0o7777) for path in directory.iterdir()}
     assert (modes.pop("start"), modes.pop("unit")) == ("0o750", "0o644")
@@ -129,15 +131,13 @@ def test_preparing_moves_no_link(scheduler):
     "damage",
     [
         lambda path: (path / "ca.crt").write_text("other"),
-        lambda path: (path / "ca.crt").chmod(0o666),
-        lambda path: os.chown(path / "start", 1, 1),
         lambda path: (path / "ca.crt").unlink(),
         lambda path: (path / "more").write_text("x"),
         lambda path: (path / "start").write_bytes(b"\xff\xfe"),
         lambda path: (path / "more").mkdir(),
         lambda path: (path / "more").symlink_to("nowhere"),
     ],
-    ids=["content", "mode", "owner", "missing", "more", "binary", "directory", "dangling"],
+    ids=["content", "missing", "more", "binary", "directory", "dangling"],
 )
 def test_a_damaged_generation_is_left_alone_and_a_new_one_gets_a_number(scheduler, helpers, damage):
     name = scheduler.live()
@@ -156,10 +156,35 @@ def test_a_damaged_generation_is_left_alone_and_a_new_one_gets_a_number(schedule
     assert scheduler.differences(scheduler.row) == {}
 
 
-def test_a_restart_for_a_damaged_start_script_has_a_reason(scheduler):
-    os.chown(scheduler.home / "generations" / scheduler.live() / "start", 1, 1)
-    changes = scheduler.differences(scheduler.row)
-    assert scheduler.action(scheduler.row, changes)["why"]
+@pytest.mark.parametrize(
+    "damage",
+    [lambda path: (path / "ca.crt").chmod(0o666), lambda path: os.chown(path / "start", 1, 1), lambda path: path.chmod(0o700)],
+    ids=["mode", "owner", "directory"],
+)
+def test_a_generation_that_has_only_other_owners_or_modes_gets_its_own_again(scheduler, helpers, damage):
+    name = scheduler.live()
+    directory = scheduler.home / "generations" / name
+    before = helpers.tree(scheduler.home)
+    damage(directory)
+    assert scheduler.differences(scheduler.row) == {}
+    assert scheduler.prepare(scheduler.row) == name
+    assert scheduler.intact(str(scheduler.home), name)
+    assert helpers.tree(scheduler.home) == before
+
+
+def test_a_file_whose_declared_mode_changes_is_a_new_generation(scheduler, rows):
+    scheduler.live()
+    changed = rows({"scheduler": {"files": {"scheduler.yaml": {"mode": "0600"}}}})["kube-scheduler"]
+    assert scheduler.differences(changed)["files"] == {"scheduler.yaml": "root:daemon 0640 to root:daemon 0600"}
+
+
+def test_another_group_is_a_new_generation_that_no_look_at_owners_hides(scheduler, rows):
+    scheduler.live()
+    changed = rows({"scheduler": {"user": "bin", "group": "bin"}})["kube-scheduler"]
+    found = scheduler.differences(changed)
+    assert "+User=bin" in found["unit"]
+    assert set(found["files"].values()) == {"root:daemon 0640 to root:bin 0640"}
+    assert scheduler.action(changed, found)["how"] == "restart"
 
 
 def test_what_a_killed_run_left_half_written_is_removed(scheduler):
@@ -239,6 +264,25 @@ def test_flags_are_read_back_from_the_start_script_as_declared(node, rows):
     one.live()
     assert one.flags(str(one.home)) == one.row["settings"]
     assert one.release(str(one.home)) == "1.37.2"
+
+
+def test_a_repeated_flag_is_read_back_compared_and_exchanged_as_a_whole(node, rows):
+    two = {"service-account-issuer": ["https://b", "it's a"], "service-account-key-file": ["{live}/service-account.pub", "/x"]}
+    one = Generations(node, rows({"apiserver": {"settings": two}})["kube-apiserver"])
+    one.live()
+    assert one.flags(str(one.home)) == one.row["settings"]
+    start = (one.home / "live/start").read_text()
+    assert start.index("--service-account-issuer=https://b") < start.index("--service-account-issuer=it")
+    staged = node.modules["k8s_generation.staged_flags"](one.row, "/run/x")
+    assert staged["service-account-key-file"] == ["/run/x/service-account.pub", "/x"]
+    swapped = rows({"apiserver": {"settings": {**two, "service-account-issuer": ["it's a", "https://b"]}}})["kube-apiserver"]
+    changes = one.differences(swapped)["flags"]
+    assert changes == {"service-account-issuer": {"old": ["https://b", "it's a"], "new": ["it's a", "https://b"]}}
+    with_flags = node.modules["k8s_generation.with_flags"]
+    assert with_flags(start, {}) == start
+    assert with_flags(start, {"service-account-issuer": None}).count("--service-account-issuer=") == 0
+    other = with_flags(start, {"service-account-issuer": "https://c"})
+    assert (other.count("--service-account-issuer="), other.count("--service-account-key-file=")) == (1, 2)
 
 
 def test_nothing_differs_from_what_was_promoted(apiserver):

@@ -70,6 +70,14 @@ def test_in_the_steady_state_nothing_is_asked(cluster):
     assert cluster.refusals({"apiserver": {"settings": {"v": 3}}}) == []
 
 
+HELD = {  # by clients: no secrets
+    "issuers": ["https://kubernetes.default.svc.cluster.local"],
+    "audiences": ["https://kubernetes.default.svc.cluster.local"],
+    "service-cidr": ["10.32.0.0/16"],
+    "pod-cidr": ["10.200.0.0/16"],
+}
+
+
 def test_nothing_but_fingerprints_is_published_and_only_what_changed(cluster, node, material, rows):
     cluster.live()
     publish = node.modules["k8s_preflight.publish"]
@@ -77,6 +85,7 @@ def test_nothing_but_fingerprints_is_published_and_only_what_changed(cluster, no
     ((key, text),) = cluster.etcd.items()
     assert key == "/kubernetes_controller/accepts/controller-1"
     record = json.loads(text)
+    assert {kind: record.pop(kind) for kind in HELD} == HELD
     assert {kind: len(found) for kind, found in record.items()} == {
         "encryption": 2, "service-account": 1, "client-ca": 2, "front-proxy-ca": 1, "etcd-ca": 1, "serving-ca": 1,
     }  # fmt: skip
@@ -110,6 +119,21 @@ def test_what_was_published_is_looked_after_once_an_hour_and_by_hand(cluster, no
     node.fake("k8s_config.load", return_value={"components": rows()})
     assert node.modules["k8s_preflight.publish"]() is True
     assert len(cluster.etcd) == 1
+
+
+def test_what_an_older_formula_published_is_told_anew_at_once(cluster, node, rows):
+    cluster.live()
+    node.modules["k8s_preflight.publish"](rows())
+    memory = f"{rows()[A]['home']}/published.json"
+    with open(memory, encoding="utf-8") as handle:
+        known = json.load(handle)
+    del known["edition"]
+    with open(memory, "w", encoding="utf-8") as handle:
+        json.dump(known, handle)
+    (key,) = cluster.etcd
+    cluster.etcd[key] = "{}"
+    node.modules["k8s_preflight.publish"](rows())
+    assert json.loads(cluster.etcd[key])["issuers"] == HELD["issuers"]
 
 
 def test_a_node_without_an_api_server_publishes_nothing(cluster, node, rows):
@@ -223,6 +247,57 @@ def test_a_signing_key_must_be_known_to_all_first(cluster, node, other_key, mate
     assert len(cluster.refusals(names=[C])) == 1
     cluster.published("controller-2")
     assert cluster.refusals() == []
+
+
+ISSUER = HELD["issuers"][0]
+
+
+def issuers(*listed):
+    return {"apiserver": {"settings": {"service-account-issuer": list(listed)}}}
+
+
+def test_an_issuer_signs_once_all_accept_it(cluster):
+    cluster.live()
+    cluster.all_published()
+    assert cluster.refusals(issuers(ISSUER, "https://new")) == [], "it signs nothing yet"
+    (line,) = cluster.refusals(issuers("https://new", ISSUER))
+    assert line.startswith(
+        "kubernetes_controller:apiserver:settings:service-account-issuer: the issuer of service account tokens (https://new) is "
+        "not known to controller-2, controller-3 yet"
+    )
+    assert "List it behind the present one in kubernetes_controller:apiserver:settings:service-account-issuer first" in line
+    cluster.live(issuers(ISSUER, "https://new"))
+    cluster.published("controller-2", issuers(ISSUER, "https://new"))
+    (line,) = cluster.refusals(issuers("https://new", ISSUER))
+    assert "is not known to controller-3 yet" in line
+    cluster.published("controller-3", issuers(ISSUER, "https://new"))
+    assert cluster.refusals(issuers("https://new", ISSUER)) == []
+
+
+def test_what_an_older_formula_published_of_issuers_is_not_known(cluster):
+    cluster.live()
+    cluster.all_published()
+    key = "/kubernetes_controller/accepts/controller-3"
+    cluster.etcd[key] = json.dumps({kind: found for kind, found in json.loads(cluster.etcd[key]).items() if kind not in HELD})
+    assert cluster.refusals() == []
+    refused, unknown = cluster.refusals(issuers("https://new", ISSUER))
+    assert "is not known to controller-2 yet" in refused
+    assert unknown.startswith("controller-3: not known what it accepts of the issuer of service account tokens (https://new)")
+
+
+def test_a_public_key_may_be_in_a_file_of_its_own(cluster, node, other_key, material):
+    layer = {
+        "apiserver": {
+            "files": {"other.pub": {"text": other_key[1]}},
+            "settings": {"service-account-key-file": ["{live}/service-account.pub", "{live}/other.pub"]},
+        }
+    }
+    cluster.live(layer)
+    accepts = node.modules["k8s_overlap.accepts"]
+    assert len(accepts(cluster.rows(layer))["service-account"]) == 2
+    cluster.all_published(layer)
+    node.opts["pillar"][PKI] |= {"service-account.key": other_key[0]}
+    assert cluster.refusals(layer) == []
 
 
 def test_a_signing_key_that_the_own_api_server_does_not_take_is_refused(cluster, node, other_key):

@@ -437,6 +437,19 @@ def test_each_unknown_gate_and_plugin_is_told_and_an_old_gate_only_warned_of(nod
     ]
 
 
+@pytest.mark.parametrize(
+    ("kind", "help", "refused"), [("string", "One.", True), ("strings", "Some.", False), ("string", "Comma-separated.", False)]
+)
+def test_a_list_for_a_flag_of_one_value_is_refused_by_what_help_says(node, scheduler, kind, help, refused):
+    lines = HELP.replace('echo "      --old', f'echo "      --mine {kind}   {help}"\n  echo "      --old').replace("{flags}", "v")
+    row = scheduler("", {"mine": ["a", "b"]}, lines)
+    row["settings"] = {"mine": row["settings"]["mine"]}
+    key = "kubernetes_controller:scheduler:settings:mine"
+    said = f"{key}: kube-scheduler 1.37.2 takes one value, found several, which it would read as one. Give one."
+    assert problems(node, row) == [said] * refused
+    assert problems(node, {**row, "joined": []}) == []
+
+
 def test_a_binary_of_another_release_is_told(node, scheduler):
     row = scheduler(help='[ "$1" = --version ] && { echo Kubernetes v1.36.3; exit; }\n' + HELP)
     (found,) = problems(node, row)

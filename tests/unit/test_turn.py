@@ -68,7 +68,7 @@ def test_neighbours_are_waited_for_as_long_as_the_pillar_says(node, prepared, se
         node.modules["k8s_turn.neighbours_ready"](row)
     assert time.monotonic() - began > 0.5
     assert str(raised.value).startswith(
-        "controller-2 is not ready (/readyz said 500): one more would be missing, so nothing was touched. Waited 0.5 s "
+        "controller-2 is not ready (/readyz said 500). Another API server would be down. Nothing was changed. Waited 0.5 s "
         "(kubernetes_controller:rollout:turn:neighbours_timeout_s). To go on all the same, once: "
     )
 

@@ -328,6 +328,13 @@ def for_another_host(world, share):
     write_pair(share, "apiserver", pair)
 
 
+def without_the_service(world, share):
+    """Another range of services was declared, and the certificate made for that."""
+    names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"]
+    sans = [*names, world.node.name, "127.0.0.1", world.node.address, "10.96.0.1"]
+    write_pair(share, "apiserver", authority(world, "kubernetes-ca").issue("kube-apiserver", ("serverAuth",), sans))
+
+
 def of_another_certificate(world, share):
     pair = authority(world, "kubernetes-ca").issue("kube-apiserver", ("serverAuth",), [world.node.address])
     (share / "apiserver.key").write_text(pair.key)

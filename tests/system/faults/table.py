@@ -20,6 +20,7 @@ QUICK_GATE = {"rollout": {"gate": {"timeout_s": 25}}}
 # Works, and is another one for each run (FRESH), so that it was never prepared, rehearsed or tried before.
 GOOD_FLAG = {"scheduler": {"settings": {"vmodule": "FRESH=1"}}}
 GOOD_API_FLAG = {"apiserver": {"settings": {"vmodule": "FRESH=1"}}}
+ACCOUNT = {"apiserver": {"user": "k8sapi", "group": "k8sapi"}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,10 +151,46 @@ DECLARATION = [
         run=part("apiserver"),
     ),
     Fault(
+        "another account and garbage in the audit policy, without a rehearsal", (5,), "gate",
+        ("did not pass its gate", "audit", "is back and serves"),
+        over(ACCOUNT, NO_REHEARSAL, file_of("apiserver", "audit-policy.yaml", yaml={"kind": "NoSuchKind"})),
+        touched=WITH_API,
+    ),
+    Fault(
         "a first, unknown encryption key on one node only", (3,), "preflight",
         ("kubernetes_controller:encryption: the first key for secrets", "is not known to controller-2, controller-3 yet"),
         {"encryption": [{"resources": ["secrets"], "providers": [{"secretbox": {"keys": ["new-key", "encryption-key1"]}}]}]},
         material(inject.new_encryption_key), ci=True,
+    ),
+    Fault(
+        "another domain of the cluster, which is in the issuer of tokens", (14,), "preflight",
+        ("kubernetes_controller:cluster:domain, by", "issuer https://kubernetes.default.svc.cluster.local is live and not"),
+        {"cluster": {"domain": "k8s.local"}},
+    ),
+    Fault(
+        "an issuer before the one in use, which the others do not know", (3, 14), "preflight",
+        ("the issuer of service account tokens (https://new)", "is not known to controller-2, controller-3 yet"),
+        settings("apiserver", service_account_issuer=["https://new", "https://kubernetes.default.svc.cluster.local"]),
+    ),
+    Fault(
+        "another prefix in etcd, under which there are no data", (12,), "preflight",
+        ("settings:etcd-prefix: /registry2 (live: /registry): there is no namespace kube-system", '"ignore": ["identity"]'),
+        settings("apiserver", etcd_prefix="/registry2"), ci=True,
+    ),
+    Fault(
+        "another data directory of etcd, which is empty", (12, 13), "preflight",
+        ("etcd:data_dir: /var/lib/etcd-new (live: /var/lib/etcd): there is no data of a member",),
+        {"etcd": {"data_dir": "/var/lib/etcd-new"}},
+    ),
+    Fault(
+        "another range of services", (14,), "preflight",
+        ("kubernetes_controller:cluster:service_cidr: 10.96.0.0/16 is declared, 10.32.0.0/16 is live",),
+        {"cluster": {"service_cidr": "10.96.0.0/16"}},
+    ),
+    Fault(
+        "another range of pods", (14,), "preflight",
+        ("kubernetes_controller:cluster:pod_cidr: 10.201.0.0/16 is declared, 10.200.0.0/16 is live",),
+        {"cluster": {"pod_cidr": "10.201.0.0/16"}},
     ),
     Fault(
         "port taken", (2,), "preflight",
@@ -207,6 +244,11 @@ CERTIFICATES = [
         inject=material(inject.for_another_host),
     ),
     Fault(
+        "certificate without the address of the Service `kubernetes`", (14,), "preflight",
+        ("the declared certificate is not valid for 10.32.0.1, the address of the Service `kubernetes`",),
+        inject=material(inject.without_the_service), ci=True,
+    ),
+    Fault(
         "key of another certificate", (2,), "preflight",
         ("kubernetes_controller_pki:apiserver.crt (kube-apiserver, tls.crt): the key belongs to another certificate",),
         inject=material(inject.of_another_certificate),
@@ -249,12 +291,12 @@ SURROUNDINGS = [
     ),
     Fault(
         "one etcd member down, a flag of etcd", (4,), "turn",
-        ("controller-3 is not ready", "etcd would lose a member more, so nothing was touched", '"ignore": ["neighbours"]'),
+        ("controller-3 is not ready", "Another etcd member would be down. Nothing was changed", '"ignore": ["neighbours"]'),
         settings("etcd", heartbeat_interval=120), inject.stopped("etcd", 1), part("etcd"), outage=True,
     ),
     Fault(
         "another controller down", (4,), "turn",
-        ("controller-3 is not ready", "one more would be missing, so nothing was touched", '"ignore": ["neighbours"]'),
+        ("controller-3 is not ready", "Another API server would be down. Nothing was changed", '"ignore": ["neighbours"]'),
         GOOD_FLAG, inject.stopped("kube-apiserver", 1), part("scheduler"), outage=True,
     ),
     Fault(
@@ -300,6 +342,10 @@ DEATHS = [
     Fault(
         "node powered off in the middle of a promotion", (7,), "the next run", (), GOOD_FLAG, deaths.hooked,
         deaths.powered_off_at("take_up"), serves="new", changed=SCHEDULER, outage=True,
+    ),
+    Fault(
+        "node powered off in the middle of a promotion to another account", (7,), "the next run", (),
+        over(ACCOUNT, GOOD_API_FLAG), deaths.hooked, deaths.powered_off_at("take_up"), serves="new", changed=API, outage=True,
     ),
     Fault(
         "node cut off from the others while it holds the turn", (4, 7), "the next run", (), over(GOOD_FLAG, QUICK_GATE),

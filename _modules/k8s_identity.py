@@ -1,0 +1,292 @@
+"""
+The identity of the data that a component serves: the UID of the namespace ``kube-system``, and etcd's cluster id.
+
+A good generation is remembered with it. What is declared is asked before anything is prepared, what runs is asked behind the
+gate: a generation that serves other data, or none, is refused. Ids of etcd say less than the UID: an empty cluster has those
+of the former one if names, URLs and token are the same, and a restored one may have others.
+"""
+
+import base64
+import json
+import os
+import re
+
+import salt.utils.files
+from salt.exceptions import CommandExecutionError
+
+FILE = "identity.json"
+NAMESPACE = "/namespaces/kube-system"
+PREFIX = "/registry"  # of kube-apiserver, where --etcd-prefix says nothing else
+UID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+LOST = "Clients would find none of the objects of the present cluster, and kubelets would end every pod that they do not find."
+
+
+def remembered(row):
+    """
+    Return whose data the good generation of a component serves (dict): ``kube_system``, ``etcd_cluster``, of etcd also
+    ``member`` and ``data_dir``; what is not known is missing.
+
+    row
+        A row of the configuration's ``components``. On a node without a memory of its own the mark of the cluster counts.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_identity.remembered "$ROW"
+    """
+    try:
+        with salt.utils.files.fopen(os.path.join(row["home"], FILE), encoding="utf-8") as handle:
+            found = json.load(handle)
+        if isinstance(found, dict):
+            return found
+    except (OSError, ValueError):
+        pass
+    known = __salt__["k8s_cluster.mark"](row)
+    return {key: known[key] for key in ("kube_system", "etcd_cluster") if known.get(key)}
+
+
+def remember(row):
+    """
+    Remember whose data the live generation of a component serves. Returns it (dict); {} if that is not known.
+
+    row
+        A row of the configuration's ``components``. Components without data of their own have nothing to remember.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_identity.remember "$ROW"
+    """
+    found = served(row)
+    if row["name"] == "kube-apiserver":
+        found = {**_known(_ask_etcd(row), "etcd_cluster", "kube_system"), **found}
+    if not found.get("kube_system") and not found.get("etcd_cluster"):
+        return {}
+    path = os.path.join(row["home"], FILE)
+    if _stored(path) != found:
+        __salt__["k8s_kept.write"](path, json.dumps(found, sort_keys=True) + "\n")
+    __salt__["k8s_cluster.keep"](row, **_known(found, "kube_system", "etcd_cluster"))
+    return found
+
+
+def learn(row):
+    """
+    Remember whose data a component serves that is as declared, if that was not remembered yet. Returns whether it was.
+
+    row
+        A row of the configuration's ``components``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_identity.learn "$ROW"
+    """
+    if row["name"] not in ("etcd", "kube-apiserver"):
+        return False
+    if (_stored(os.path.join(row["home"], FILE)) or {}).get("kube_system"):
+        return False
+    return bool(remember(row))
+
+
+def served(row):
+    """
+    Return whose data a component serves now (dict, see ``remembered``), as far as it says so.
+
+    row
+        A row of the configuration's ``components``. One without data of its own returns {}.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_identity.served "$ROW"
+    """
+    if row["name"] == "kube-apiserver":
+        return _known({"kube_system": _uid_by_api(row), "prefix": _prefix(row)}, "kube_system", "prefix")
+    if row["name"] != "etcd":
+        return {}
+    flags = __salt__["k8s_generation.flags"](row["home"])
+    found = {**_ask_etcd(row), "data_dir": flags.get("data-dir"), "wal_dir": flags.get("wal-dir")}
+    return _known(found, "kube_system", "etcd_cluster", "member", "data_dir", "wal_dir")
+
+
+def refusals(changing, drafts):
+    """
+    Return why declared generations must not take the place of the live ones: they would serve other data (list of sentences).
+
+    changing
+        Rows (dict) of those components that are to change.
+    drafts
+        {component: directory} where their declared generations are drafted.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_identity.refusals '{}' '{}'
+    """
+    row = changing.get("kube-apiserver")
+    if not row or "identity" in row["ignore"]:
+        return []
+    live = __salt__["k8s_generation.flags"](row["home"])
+    known = remembered(row) or ({**_ask_etcd(row), **served(row)} if live else {})
+    said = judged(known, _ask_etcd(row, drafts[row["name"]]), live, row["settings"])
+    return [f"{one} {__salt__['k8s_skew.override']('identity')}" for one in said]
+
+
+def judged(known, declared, live, settings):
+    """
+    Compare the data of the cluster with those that a declared API server would serve (list of sentences). Plain function.
+
+    known
+        Whose data the cluster has (see ``remembered``); {} if there is nothing to compare with.
+    declared
+        What etcd says at the declared servers: ``clusters`` (ids, list), ``empty`` (no namespace ``kube-system`` there), and
+        ``kube_system``; {} without an answer.
+    live, settings
+        Flags (dict) of the live generation ({} for none) and of the declared one.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_identity.judged '{}' '{}' '{}' '{}'
+    """
+    found = []
+    old, new = (flags.get("etcd-prefix", PREFIX) for flags in (live, settings))
+    key = "kubernetes_controller:apiserver:settings:etcd-prefix" if live and old != new else "kubernetes_controller:etcd:servers"
+    what = f"{new} (live: {old})" if live and old != new else "the declared servers"
+    if len(declared.get("clusters", [])) > 1:
+        found.append(
+            f"kubernetes_controller:etcd:servers: the declared servers are of {len(declared['clusters'])} etcd clusters (ids "
+            f"{', '.join(declared['clusters'])}), so each request would be answered by one or the other. {LOST}"
+        )
+    elif known.get("kube_system") and declared.get("empty"):
+        found.append(
+            f"{key}: {what}: there is no namespace kube-system, so this is not the data of the cluster, whose kube-system has "
+            "the "
+            f"UID {known['kube_system']}. {LOST} Lead the API server to the data of this cluster."
+        )
+    elif not same(known, declared):
+        found.append(
+            f"{key}: {what}: these are other data ({_said(declared)}) than those of this cluster ({_said(known)}). {LOST} "
+            "Lead the "
+            "API server to the data of this cluster."
+        )
+    flag = "etcd-servers-overrides"
+    if live and live.get(flag) != settings.get(flag):
+        found.append(
+            f"kubernetes_controller:apiserver:settings:{flag}: {settings.get(flag, 'none')} (live: {live.get(flag, 'none')}): "
+            "what "
+            "is stored of these resources stays where it is, and clients would not find it any more. Copy it first."
+        )
+    return found
+
+
+def differs(row):
+    """
+    Return how the data behind a component's new process differ from those that the good generation served (a sentence), or
+    None.
+
+    row
+        A row of the configuration's ``components``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_identity.differs "$ROW"
+    """
+    if "identity" in row["ignore"] or row["name"] not in ("etcd", "kube-apiserver"):
+        return None
+    known = remembered(row)
+    found = served(row) if known else {}
+    if not found or same(known, found):
+        return None
+    return f"it serves other data ({_said(found)}) than this cluster's ({_said(known)})"
+
+
+def same(one, other):
+    """
+    Tell whether two identities can be those of the same data. Plain function.
+
+    one, other
+        See ``remembered``. What is not known on both sides is no difference; the UID counts more than etcd's id.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_identity.same '{"kube_system": "a"}' '{"kube_system": "b"}'
+    """
+    for key in ("kube_system", "etcd_cluster"):
+        if one.get(key) and other.get(key):
+            return one[key] == other[key]
+    return True
+
+
+def _said(found):
+    parts = [f"kube-system has the UID {found['kube_system']}"] if found.get("kube_system") else []
+    parts += [f"etcd cluster {found['etcd_cluster']}"] if found.get("etcd_cluster") else []
+    return ", ".join(parts) or "not known"
+
+
+def _prefix(row, directory=None):
+    """Return the prefix of the API server's data; for etcd's own row that of the API server beside it."""
+    if row["name"] == "kube-apiserver":
+        flags = row["settings"] if directory else __salt__["k8s_generation.flags"](row["home"])
+    else:
+        flags = __salt__["k8s_generation.flags"](row["api"]["home"]) if row["api"] else {}
+    return flags.get("etcd-prefix", PREFIX)
+
+
+def _ask_etcd(row, directory=None):
+    """Ask etcd for its cluster ids, and for the namespace kube-system as it is stored; {} without an answer."""
+    try:
+        access = __salt__["k8s_etcdctl.environment"](row, directory)
+    except CommandExecutionError:
+        return {}
+    arguments = ["get", f"{_prefix(row, directory).rstrip('/')}{NAMESPACE}", "--consistency=s", "--write-out=json"]
+    told = []
+    for server in access["ETCDCTL_ENDPOINTS"].split(","):
+        try:
+            if not __salt__["k8s_etcdctl.closed"](server):
+                told.append(json.loads(__salt__["k8s_etcdctl.run"](row, arguments, {**access, "ETCDCTL_ENDPOINTS": server})))
+        except (CommandExecutionError, ValueError):
+            continue  # what etcd itself lacks is told elsewhere
+    if not told:
+        return {}
+    stored = next((one["kvs"][0] for one in told if one.get("kvs")), None)
+    uid = UID.search(base64.b64decode(stored.get("value", ""))) if stored else None
+    clusters = list(dict.fromkeys(format(one["header"]["cluster_id"], "x") for one in told))
+    return {
+        "clusters": clusters,
+        "etcd_cluster": clusters[0],
+        "member": format(told[0]["header"]["member_id"], "x"),
+        "kube_system": uid[0].decode() if uid else None,  # where namespaces are encrypted it cannot be read
+        "empty": stored is None,
+    }
+
+
+def _known(found, *names):
+    return {name: found[name] for name in names if found.get(name)}
+
+
+def _uid_by_api(row):
+    """Return the UID of kube-system as this node's API server tells it, or None."""
+    try:
+        answer = __salt__["k8s_health.api"](row, f"/api/v1{NAMESPACE}")
+        return json.loads(answer["body"])["metadata"]["uid"] if answer["status"] == 200 else None
+    except (OSError, ValueError, KeyError, CommandExecutionError):
+        return None
+
+
+def _stored(path):
+    try:
+        with salt.utils.files.fopen(path, encoding="utf-8") as handle:
+            return json.load(handle)
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,100 @@
+"""The mark of a cluster: a cluster is founded once."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+NOW = 1_800_000_000
+NODES = ["controller-1", "controller-2"]
+FOUNDED = {"state": "founded", "at": 5, "since": "then", "kube_system": "uid"}
+
+
+@pytest.fixture
+def judged(modules):
+    def decide(present, etcd, api):
+        good = {"etcd": dict(zip(NODES, etcd, strict=True)), "kube-apiserver": dict(zip(NODES, api, strict=True))}
+        return modules["k8s_cluster.judged"](present, good, NOW)
+
+    return decide
+
+
+def test_nodes_without_anything_may_found_a_cluster(judged):
+    found = judged({}, (False, False), (False, False))
+    assert (found["state"], found["at"], found["controllers"]) == ("founding", NOW, NODES)
+
+
+@pytest.mark.parametrize("present", [{}, {"state": "founding", "at": NOW - 9, "controllers": NODES}], ids=["none", "founding"])
+@pytest.mark.parametrize(("etcd", "api"), [((True, False), (False, False)), ((False, None), (False, True))])
+def test_what_passed_its_gate_anywhere_is_a_cluster_that_exists(judged, present, etcd, api):
+    assert judged(present, etcd, api)["state"] == "founded"
+
+
+def test_a_cluster_that_exists_is_never_founding_again(judged):
+    assert judged(FOUNDED, (False, False), (False, False)) == FOUNDED
+    assert judged(FOUNDED, (None, None), (None, None)) == FOUNDED
+
+
+def test_a_node_that_does_not_answer_may_be_of_a_cluster(judged):
+    assert judged({}, (False, None), (False, None)) == {}
+
+
+def test_a_permission_to_found_is_given_again_while_nobody_used_it(judged):
+    fresh = {"state": "founding", "at": NOW - 60, "since": "then", "controllers": NODES}
+    assert judged(fresh, (False, False), (False, False)) == fresh
+    for other in ({**fresh, "at": NOW - 700}, {**fresh, "controllers": ["controller-1"]}):
+        assert judged(other, (False, False), (False, False))["at"] == NOW
+
+
+@pytest.fixture
+def told(node):
+    """Return a function: let the master hand this mark out; None for nothing."""
+
+    def lay(mark):
+        material = node.opts["pillar"]["kubernetes_controller_pki"]
+        if mark is None:
+            material.pop("cluster.json", None)
+        else:
+            material["cluster.json"] = json.dumps(mark)
+
+    yield lay
+    lay(None)
+
+
+@pytest.mark.parametrize(
+    ("master", "own", "state"),
+    [
+        (None, None, None),
+        ({"state": "founding", "controllers": NODES}, None, "founding"),
+        ({"state": "founding"}, FOUNDED, "founded"),
+        (FOUNDED, None, "founded"),
+        (None, FOUNDED, "founded"),
+        (FOUNDED, {"state": "founding"}, "founded"),
+        ({"state": "nonsense"}, None, None),
+    ],
+)
+def test_a_cluster_exists_whoever_says_so(node, rows, told, master, own, state):
+    row = rows()["etcd"]
+    told(master)
+    if own:
+        Path(row["home"]).mkdir(parents=True, exist_ok=True)
+        (Path(row["home"]) / "cluster.json").write_text(json.dumps(own))
+    assert node.modules["k8s_cluster.mark"](row).get("state") == state
+
+
+def test_a_node_keeps_that_its_cluster_exists_and_whose_data_it_has(node, rows, told):
+    row = rows()["etcd"]
+    Path(row["home"]).mkdir(parents=True, exist_ok=True)
+    told({"state": "founding", "at": 1, "since": "then", "controllers": NODES})
+    assert node.modules["k8s_cluster.keep"](row, kube_system="uid") is True
+    told(None)
+    kept = node.modules["k8s_cluster.mark"](row)
+    assert (kept["state"], kept["kube_system"]) == ("founded", "uid")
+    assert node.modules["k8s_cluster.keep"](row, kube_system="uid") is False
+
+
+def test_a_master_that_lost_its_directory_is_told_what_shows_that_the_cluster_is_there(modules):
+    there = modules["k8s_cluster.there"]
+    assert there({"a": False, "b": False}, "/live") == ""
+    assert there({"a": True, "b": None}, "/live") == "kube-apiserver of this formula is live on a (/live), and b did not answer"
+    assert there({"a": False, "b": None}, "/live").startswith("b did not answer whether kube-apiserver is live there")

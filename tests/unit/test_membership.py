@@ -1,0 +1,250 @@
+"""What the members of etcd should be, and how one without data may start: decisions on what was heard."""
+
+import pytest
+
+CONTROLLERS = {f"controller-{number}": f"10.8.0.10{number}" for number in (1, 2, 3)}
+NOW = 1_800_000_000
+FOUNDING = {"state": "founding", "at": NOW - 60, "since": "then", "controllers": list(CONTROLLERS)}
+FOUNDED = {"state": "founded", "at": NOW - 9, "since": "then"}
+
+
+def member(number, *, started=True, learner=False, name=None):
+    address = f"10.8.0.10{number}"
+    return {
+        "id": f"{number}" * 4,
+        "name": (f"controller-{number}" if started else "") if name is None else name,
+        "peer_urls": [f"https://{address}:2380"],
+        "client_urls": [f"https://{address}:2379"] if started else [],
+        "learner": learner,
+        "started": started,
+    }
+
+
+def answer(number, **more):
+    said = {
+        "state": "answers",
+        "said": "",
+        "cluster": "c",
+        "member": f"{number}" * 4,
+        "healthy": True,
+        "hash": "h",
+        "learner": False,
+    }
+    return {f"https://10.8.0.10{number}:2379": {**said, **more}}
+
+
+def silent(number, state="is silent", said="timed out"):
+    return {f"https://10.8.0.10{number}:2379": {"state": state, "said": said}}
+
+
+def heard(members, *answers):
+    asked = {}
+    for one in answers:
+        asked |= one
+    return {"members": members, "asked": asked}
+
+
+ALL = heard([member(1), member(2), member(3)], answer(1), answer(2), answer(3))
+
+
+@pytest.fixture
+def faults(modules):
+    def all_of(found):
+        listed = found["members"]
+        differences = modules["k8s_membership.differences"](CONTROLLERS, listed) if listed is not None else []
+        return modules["k8s_membership.data_faults"](found) + differences + modules["k8s_membership.unwell"](CONTROLLERS, found)
+
+    return all_of
+
+
+def test_members_that_are_declared_vote_and_agree_are_in_order(faults):
+    assert faults(ALL) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (heard([member(1), member(2)], answer(1), answer(2)), ["controller-3 (10.8.0.103)", "is not a member of etcd"]),
+        (
+            heard([member(1), member(2), member(3), member(4)], *(answer(number) for number in (1, 2, 3, 4))),
+            ["member 4444 (controller-4", "is not in kubernetes_controller:controllers", "etcdctl member remove 4444"],
+        ),
+        (
+            heard([member(1), member(2), member(3, learner=True)], answer(1), answer(2), answer(3)),
+            ["member 3333 of controller-3 is a learner", "etcdctl member promote 3333"],
+        ),
+        (
+            heard([member(1), member(2), member(3, started=False)], answer(1), answer(2)),
+            ["controller-3 was added", "not started yet"],
+        ),
+        (
+            heard([member(1), member(2), member(3)], answer(1), answer(2), silent(3)),
+            ["controller-3 does not answer well: timed out"],
+        ),
+        (
+            heard([member(1), member(2), member(3)], answer(1), answer(2), answer(3, cluster="other")),
+            ["different clusters", "https://10.8.0.103:2379: cluster other", "Change nothing"],
+        ),
+        (
+            heard([member(1), member(2), member(3)], answer(1), answer(2), answer(3, hash="g")),
+            ["hold different data at the same revision", "https://10.8.0.103:2379: g"],
+        ),
+        (heard(None, silent(1), silent(2)), ["no member says who the members are", "https://10.8.0.101:2379: timed out"]),
+    ],
+    ids=["no member", "not declared", "learner", "not started", "silent", "two clusters", "other data", "nobody"],
+)
+def test_each_difference_is_one_sentence_with_the_way_out(faults, found, words):
+    (said,) = faults(found)
+    for word in words:
+        assert word in said
+
+
+def test_a_hash_that_is_not_known_is_no_difference(faults):
+    assert faults(heard([member(1), member(2), member(3)], answer(1), answer(2, hash=None), answer(3))) == []
+
+
+# -- the quorum of the members that there really are ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "refused"),
+    [
+        (ALL, False),
+        (heard([member(1), member(2), member(3)], answer(1), answer(2), silent(3)), True),
+        (heard([member(1), member(2), member(3)], answer(1), answer(2), answer(3, healthy=False, said="NOSPACE")), True),
+        (heard([member(1)], answer(1)), False),
+        (heard([member(1), member(2)], answer(1), answer(2)), False),
+        (heard([member(1), member(2)], answer(1), silent(2)), True),
+        (heard([member(n) for n in (1, 2, 3, 4, 5)], *(answer(n) for n in (1, 2, 3, 4)), silent(5)), False),
+        (heard([member(n) for n in (1, 2, 3, 4, 5)], *(answer(n) for n in (1, 2, 3)), silent(4), silent(5)), True),
+        (heard([member(n) for n in (1, 2, 3, 4)], *(answer(n) for n in (1, 2, 3)), silent(4)), True),
+        (heard([member(1), member(2), member(3), member(4, learner=True)], *(answer(n) for n in (1, 2, 3)), silent(4)), False),
+        (heard([member(2), member(3)], answer(2), silent(3)), False),
+    ],
+    ids=[
+        "all well", "one of three silent", "one of three ill", "one", "two", "one of two", "one of five", "two of five",
+        "one of four", "a learner has no vote", "this one has no vote",
+    ],
+)  # fmt: skip
+def test_a_member_is_interrupted_only_if_a_quorum_of_all_voters_is_left(modules, found, refused):
+    assert bool(modules["k8s_membership.quorum_faults"](found, "10.8.0.101")) is refused
+
+
+def test_the_refusal_names_who_is_missing_and_counts(modules):
+    found = heard([member(1), member(2), member(3)], answer(1), answer(2), silent(3))
+    (said,) = modules["k8s_membership.quorum_faults"](found, "10.8.0.101")
+    assert "etcd has 3 voting members" in said and "controller-3 (timed out)" in said and "1 would be left, 2 are needed" in said
+
+
+# -- a member without data --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start(modules):
+    def decide(found, mark, has_master=True, now=NOW, node="controller-2", controllers=CONTROLLERS):
+        me = {
+            "id": node,
+            "name": node,
+            "controllers": controllers,
+            "peers": [f"https://{controllers[node]}:2380"],
+            "initial_cluster": "ALL",
+            "data_dir": "/var/lib/etcd",
+        }
+        return modules["k8s_membership.first_start"](me, mark, found, now, has_master=has_master)
+
+    return decide
+
+
+NOBODY = heard(None, silent(1, "refuses", "Connection refused"), silent(3, "refuses", "Connection refused"))
+ONE_IS_OFF = heard(None, silent(1), silent(3, "refuses", "Connection refused"))
+
+
+@pytest.mark.parametrize("mark", [FOUNDED, FOUNDING, {}], ids=["founded", "founding", "no mark"])
+def test_where_members_answer_one_that_never_started_joins_them(start, mark):
+    members = [member(1), member(2, started=False), member(3)]
+    plan = start(heard(members, answer(1), answer(3)), mark)
+    assert plan["refusal"] is None and plan["state"] == "existing"
+    assert plan["initial_cluster"] == (
+        "controller-1=https://10.8.0.101:2380,controller-2=https://10.8.0.102:2380,controller-3=https://10.8.0.103:2380"
+    )
+
+
+@pytest.mark.parametrize("mark", [FOUNDED, FOUNDING, {}], ids=["founded", "founding", "no mark"])
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ([member(1), member(2), member(3)], ["lists it as member 2222, which had data", "etcdctl member remove 2222"]),
+        ([member(1), member(3)], ["is not a member of etcd", "etcdctl member add controller-2 --learner"]),
+    ],
+    ids=["it had data", "it is no member"],
+)
+def test_where_members_answer_no_other_one_starts(start, mark, members, words):
+    said = start(heard(members, answer(1), answer(3)), mark)["refusal"]
+    assert said.startswith("controller-2 has no data in /var/lib/etcd")
+    for word in words:
+        assert word in said
+
+
+@pytest.mark.parametrize("found", [NOBODY, ONE_IS_OFF, None], ids=["all refuse", "one is off", "no identity"])
+@pytest.mark.parametrize("has_master", [True, False], ids=["master", "masterless"])
+def test_a_cluster_that_exists_is_never_founded_again(start, found, has_master):
+    said = start(found, FOUNDED, has_master)["refusal"]
+    assert "this cluster exists (since then)" in said
+    assert "never founded" in said
+
+
+@pytest.mark.parametrize(
+    ("found", "mark", "words"),
+    [
+        (NOBODY, {}, ["the master has not told whether this cluster exists", "kubernetes_controller.orchestrate.pki"]),
+        (NOBODY, {**FOUNDING, "controllers": ["controller-1"]}, ["is being founded by controller-1 without it"]),
+        (NOBODY, {**FOUNDING, "at": NOW - 3601}, ["more than 60 minutes ago"]),
+        (
+            ONE_IS_OFF,
+            FOUNDING,
+            ["controller-1 cannot be reached (controller-1: timed out", "not known whether this cluster exists"],
+        ),
+        (None, FOUNDING, ["controller-1, controller-3 cannot be reached"]),
+    ],
+    ids=["no mark", "not among the founders", "long ago", "one is off", "nobody could be asked"],
+)
+def test_only_the_first_rollout_founds_all_nodes_at_once(start, found, mark, words):
+    said = start(found, mark)["refusal"]
+    for word in words:
+        assert word in said
+
+
+def test_the_first_rollout_founds(start):
+    assert start(NOBODY, FOUNDING) == {"refusal": None, "state": "new", "initial_cluster": "ALL"}
+    alone = {"controller-2": "10.8.0.102"}
+    mark = {**FOUNDING, "controllers": ["controller-2"]}
+    assert start(heard(None), mark, controllers=alone)["state"] == "new"
+
+
+def test_without_a_master_the_others_are_asked(start):
+    assert start(NOBODY, {}, has_master=False)["state"] == "new"
+    assert "controller-1 cannot be reached" in start(ONE_IS_OFF, {}, has_master=False)["refusal"]
+
+
+# -- another directory ------------------------------------------------------------------------------------------------
+
+BEFORE = {"data-dir": "/var/lib/etcd"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_data", "ignore", "words"),
+    [
+        ({"data-dir": "/var/lib/etcd"}, False, [], None),
+        ({"data-dir": "/srv/etcd"}, False, [], "etcd:data_dir: /srv/etcd (live: /var/lib/etcd): there is no data of a member"),
+        ({"data-dir": "/srv/etcd"}, False, ["identity"], "there is no data of a member"),
+        ({"data-dir": "/srv/etcd"}, True, [], "ONCE"),
+        ({"data-dir": "/srv/etcd"}, True, ["identity"], None),
+        ({"data-dir": "/var/lib/etcd", "wal-dir": "/srv/wal"}, False, [], "etcd:settings:wal-dir: /srv/wal (live: none)"),
+    ],
+    ids=["the same", "empty", "empty and ignored", "filled", "filled and overruled", "wal"],
+)
+def test_another_data_directory_never_loses_the_data(modules, settings, has_data, ignore, words):
+    row = {"settings": settings, "ignore": ignore}
+    said = modules["k8s_membership.moved_data"](row, BEFORE, has_data, "ONCE")
+    assert (words in said[0]) if words else said == []
+    assert modules["k8s_membership.moved_data"](row, {}, has_data, "ONCE") == []
