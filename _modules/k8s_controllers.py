@@ -91,10 +91,9 @@ def ask(nodes, function, *arguments):
     heard = [node for node in nodes if node not in silent]
     words = [[] for _ in function] if isinstance(function, list) else list(arguments)
     said = __salt__["saltutil.cmd"](heard, function, tgt_type="list", arg=words, timeout=ANSWER_S) if heard else {}
-    answers = {node: (said.get(node) or {}).get("ret") for node in nodes}
-    answers = {node: None if str(answer).startswith(NO_ANSWER) else answer for node, answer in answers.items()}
-    silent += [node for node in heard if answers[node] is None and not (said.get(node) or {}).get("retcode")]
-    return answers
+    said = {node: one["ret"] for node, one in said.items() if not str(one.get("ret")).startswith(NO_ANSWER)}
+    silent += [node for node in heard if node not in said]  # what a function answers may be None, too
+    return {node: said.get(node) for node in nodes}
 
 
 def silence(node, known=None):
