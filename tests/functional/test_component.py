@@ -409,11 +409,13 @@ def test_a_rehearsal_is_told_only_where_something_is_rehearsed(scheduler, why):
 def test_what_does_not_pass_its_rehearsal_is_not_promoted(scheduler):
     scheduler.run()
     good = scheduler.digest()
-    scheduler.systemd.rehearsal.side_effect = CommandExecutionError("no process (unit is failed): Error: unknown flag: --v")
+    fault = CommandExecutionError("no process (unit is failed): Error: unknown flag: --v")
+    fault.component = "kube-scheduler"
+    scheduler.systemd.rehearsal.side_effect = fault
     ret = scheduler.run(scheduler.declare({"settings": {"v": 4}}))
     assert (ret.result, ret.changes) == (False, {})
     assert "the rehearsal failed: kube-scheduler: no process (unit is failed): Error: unknown flag: --v." in ret.comment
-    assert ret.comment.endswith('pillar=\'{"kubernetes_controller": {"rollout": {"rehearsal": {"enabled": false}}}}\'.')
+    assert "pillar=" not in ret.comment, "the binary itself refused it: without a rehearsal it would, too"
     assert scheduler.links() == {"live": good, "good": good}
     assert scheduler.systemd.log == ["restart"]
 

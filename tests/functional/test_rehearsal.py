@@ -76,6 +76,11 @@ def live(node, declare):
 
 ONCE = 'To go on all the same, once: pillar=\'{"kubernetes_controller": {"rollout": '
 OFF = ONCE + '{"rehearsal": {"enabled": false}}}}\'.'
+CORRECT = (
+    "Correct what is declared: without a rehearsal the cluster would meet the same. What only lacked time gets more with "
+    "kubernetes_controller:rollout:rehearsal:timeout_s."
+)
+ASK = "let etcd answer first: `salt 'controller-*' k8s_health.status`"
 CHANGED = {"scheduler": {"settings": {"v": 4}}}
 
 
@@ -151,17 +156,26 @@ def test_a_member_gives_the_copy_where_the_api_servers_identity_does_not(node, s
     assert ret.comment.startswith("kube-scheduler passed on a copy of the data")
 
 
-def test_an_etcd_that_gives_no_copy_is_told_with_the_way_without_one(node, stage, live, declare):
-    complaint = "etcd gives no copy of its data: permission denied"
+def test_data_that_are_too_large_are_told_with_the_way_without_a_copy(node, stage, live, declare):
+    complaint = "etcd holds 4711 MiB"
     node.fake("k8s_snapshot.save", side_effect=CommandExecutionError(complaint))
     node.fake("k8s_health.serves", return_value=True)
     ret = node.state(STATE, NAME, components=declare(CHANGED, {"rollout": {"rehearsal": {"data": "snapshot"}}}))
     empty = ONCE + '{"rehearsal": {"data": "empty"}}}}\''
-    assert (ret.result, ret.comment) == (False, f"The rehearsal failed: {complaint}. {empty}. Nothing was touched. {OFF}")
+    assert (ret.result, ret.comment) == (False, f"The rehearsal failed: {complaint}. {empty}. Nothing was touched.")
+
+
+def test_an_etcd_that_gives_no_copy_has_to_answer_first(node, stage, live, declare):
+    node.fake("k8s_health.serves", return_value=True)
+    ret = node.state(STATE, NAME, components=declare(CHANGED, {"rollout": {"rehearsal": {"data": "snapshot"}}}))
+    assert ret.result is False
+    assert ret.comment.startswith("The rehearsal failed: etcd gives no copy of its data: ")
+    assert ASK in ret.comment
+    assert ONCE not in ret.comment
 
 
 @pytest.mark.parametrize("error", ["etcd gives no copy", "no place"])
-def test_an_upgrade_without_a_snapshot_is_refused_with_the_override(node, live, tmp_path, error):
+def test_an_upgrade_without_a_snapshot_is_refused_with_the_way(node, live, tmp_path, error):
     row = {**live["kube-apiserver"], "snapshots": {"directory": str(tmp_path / "kept"), "keep": 3}}
     row["etcdctl"] = str(tmp_path / "etcdctl")
     if error == "no place":
@@ -169,7 +183,11 @@ def test_an_upgrade_without_a_snapshot_is_refused_with_the_override(node, live, 
     with pytest.raises(CommandExecutionError) as told:
         node.modules["k8s_snapshot.keep"](row, "kube-apiserver-1.37.3")
     assert error in str(told.value) or "rollout:snapshots:directory)" in str(told.value)
-    assert str(told.value).endswith(ONCE + '{"snapshots": {"keep": 0}}}}\'.')
+    if error == "no place":
+        assert str(told.value).endswith(ONCE + '{"snapshots": {"keep": 0}}}}\'.')
+    else:
+        assert ASK in str(told.value)
+        assert ONCE not in str(told.value)
 
 
 @pytest.mark.parametrize("what", ["nothing differs", "nothing is live", "switched off"])
@@ -189,7 +207,7 @@ def test_who_does_not_pass_is_named_and_not_stamped(node, stage, live, declare):
     for _ in range(2):
         ret = node.state(STATE, NAME, components=components)
         assert (ret.result, ret.changes) == (False, {})
-        assert ret.comment == f"The rehearsal failed: kube-scheduler: no process. Nothing was touched. {OFF}"
+        assert ret.comment == f"The rehearsal failed: kube-scheduler: no process. Nothing was touched. {CORRECT}"
         assert not stage.up
     assert stamps(components["kube-scheduler"]) == {}
     del stage.sick["kube-scheduler"]

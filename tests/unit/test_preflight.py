@@ -106,7 +106,8 @@ def test_an_encryption_key_in_use_is_not_lost_by_a_declaration(node, rows, mater
     assert len(found) == 1, found
     assert found[0].startswith("kubernetes_controller:encryption: secretbox key encryption-key1 of the live configuration ")
     assert says in found[0]
-    assert "drop_encryption_keys" in found[0]
+    assert "Put it back." in found[0]
+    assert "drop_encryption_keys" not in found[0], "a way to lose data is not offered"
     assert_no_secrets(found[0], material)
     allowed = rows(layer, {"rollout": {"drop_encryption_keys": True}})["kube-apiserver"]
     assert problems(node, allowed) == []
