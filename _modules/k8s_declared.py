@@ -43,7 +43,7 @@ ABOVE_ZERO = [
     "rollout:keep_generations",
     "rollout:preflight:max_clock_skew_s",
     "rollout:turn:(timeout_s|ttl_s)",
-    "rollout:rehearsal:(timeout_s|memory_max_mib)",
+    "rollout:rehearsal:timeout_s",
     "rollout:gate:(timeout_s|interval_s|consecutive)",
 ]
 UNITS = {"_s": " seconds", "_mib": " MiB", "days_remaining": " days", "days_warning": " days", "consecutive": " answers"}

@@ -235,8 +235,8 @@ def must_answer():
         salt 'controller-1' k8s_etcdctl.must_answer
     """
     return (
-        "Nothing goes on without that answer, so let etcd answer first: `salt 'controller-*' k8s_health.status` says which member "
-        "or API server does not serve, and why. Then run this again."
+        "Nothing goes on without that answer, so let etcd answer first: `salt 'controller-*' k8s_health.status` says which "
+        "member or API server does not serve, and why. Then run this again."
     )
 
 

@@ -271,7 +271,7 @@ def _enough_mib(data):
 def _out_of_memory(units, memory_max_mib):
     return (
         f"{', '.join(units)} was ended as there was no memory left: all that is rehearsed may take {memory_max_mib} MiB "
-        "(kubernetes_controller:rollout:rehearsal:memory_max_mib; null for a number that grows with etcd's data), and must find "
+        "(kubernetes_controller:rollout:rehearsal:memory_max_mib; 0 for a number that grows with etcd's data), and must find "
         "it on this node. Free memory here, or raise it; the generation itself was not judged"
     )
 

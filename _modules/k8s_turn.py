@@ -208,8 +208,8 @@ def _wait_for_turn(row, process, directory):
                 raise CommandExecutionError(f"etcd does not give the turn: {exc}") from exc
         if time.monotonic() >= deadline:
             raise Held(
-                f"the turn is held by {who}, after {timeout_s} s. Wait until that run has ended; one that was killed gives it back "
-                f"within {row['turn']['ttl_s']} s"
+                f"the turn is held by {who}, after {timeout_s} s. Wait until that run has ended; one that was killed gives it "
+                f"back within {row['turn']['ttl_s']} s"
             )
         if who != shown:
             shown = who

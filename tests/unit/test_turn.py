@@ -106,7 +106,9 @@ def test_a_turn_whose_holder_cannot_be_told_is_given_back(node, prepared):
     etcdctl.write_text("#!/bin/sh\necho /the/key/lease\nexec sleep 60\n")
     etcdctl.chmod(0o755)
     node.fake("k8s_etcdctl.put", side_effect=CommandExecutionError("etcdserver: no leader"))
-    with pytest.raises(CommandExecutionError, match="no leader; nothing was touched. Nothing goes on without that answer") as told:
+    with pytest.raises(
+        CommandExecutionError, match="no leader; nothing was touched. Nothing goes on without that answer"
+    ) as told:
         node.modules["k8s_turn.take"](row | {"etcdctl": str(etcdctl)})
     assert "ignore" not in str(told.value)
     assert node.modules.pack["__context__"]["k8s_turn"] == {}
