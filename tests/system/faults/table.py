@@ -321,7 +321,7 @@ SURROUNDINGS = [
 ]  # fmt: skip
 
 # A rehearsal does not come there: with an etcd of others, and where something cannot be read.
-NOT_REACHED = ("k8s_stage.start_plain_etcd", "k8s_scene.unreadable")
+NOT_REACHED = ("k8s_stage.start_plain_etcd", "k8s_scene.unreadable", "k8s_stage.out_of_memory")
 # The steps that a scheduler's new flag does not come to, and what does.
 DEADLY = {
     "settle": (GOOD_API_FLAG, API),
