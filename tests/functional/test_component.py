@@ -436,10 +436,10 @@ def test_a_member_that_goes_back_hands_the_lead_over_first(node, rows):
         node.fake(name, lambda *args, _name=name, **kw: done.append(_name))
     node.fake("k8s_component.restart", lambda name: done.append("restart"))
     put_back = node.compiler.states[STATE].func.__globals__["_put_back"]
-    put_back(rows()["etcd"], "0123", time.monotonic())
+    node.compiler.states.run(put_back, rows()["etcd"], "0123", time.monotonic())
     assert done[-2:] == ["k8s_etcdctl.hand_over", "restart"]
     done.clear()
-    put_back(rows()["kube-apiserver"], "0123", time.monotonic())
+    node.compiler.states.run(put_back, rows()["kube-apiserver"], "0123", time.monotonic())
     assert "k8s_etcdctl.hand_over" not in done
 
 

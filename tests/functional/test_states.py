@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-import salt.utils.atomicfile
 import salt.utils.files
 
 PKI = "kubernetes_controller_pki"
@@ -27,6 +26,8 @@ def expected(testmode):
 @pytest.fixture
 def download(mirror, tmp_path):
     mirror.files |= {"/kubectl": b"kubectl", "/kubectl.sha512": hashlib.sha512(b"kubectl").hexdigest().encode()}
+    for path in (tmp_path, tmp_path.parent):  # pytest makes them for their owner alone; a way to binaries is open to all
+        path.chmod(path.stat().st_mode | 0o055)
     return {"name": "kubectl", "row": mirror.row("kubectl", tmp_path / "bin")}
 
 
@@ -75,14 +76,15 @@ def test_a_wrong_checksum_fails_with_both_sums(node, download, mirror):
         assert hashlib.sha512(content).hexdigest() in ret.comment
 
 
-@pytest.mark.parametrize("refused", ["mkdtemp", "write", "chmod", "replace", "remember"])
+@pytest.mark.parametrize("refused", ["mkdtemp", "write", "chmod", "sync", "replace", "remember"])
 def test_a_place_that_cannot_be_written_fails_with_path_and_reason(node, download, tmp_path, monkeypatch, refused):
     place, function = {
         "mkdtemp": (tempfile, "mkdtemp"),
         "write": (salt.utils.files, "fopen"),
         "chmod": (os, "chmod"),
         "replace": (os, "replace"),
-        "remember": (salt.utils.atomicfile, "atomic_open"),
+        "sync": (os, "open"),
+        "remember": (tempfile, "mkstemp"),
     }[refused]
     real = getattr(place, function)
 

@@ -113,6 +113,7 @@ def test_each_controller_publishes_fingerprints_and_one_that_is_alone_with_a_new
     assert len({json.dumps(record, sort_keys=True) for record in records.values()}) == 1
     assert {kind: len(found) for kind, found in records[NODE].items()} == {
         "encryption": 2, "service-account": 1, "client-ca": 2, "front-proxy-ca": 1, "etcd-ca": 1, "serving-ca": 1,
+        "issuers": 1, "audiences": 1, "pod-cidr": 1, "service-cidr": 1,
     }  # fmt: skip
     first = [
         {
