@@ -91,7 +91,7 @@ def ask(nodes, function, *arguments):
     heard = [node for node in nodes if node not in silent]
     words = [[] for _ in function] if isinstance(function, list) else list(arguments)
     said = __salt__["saltutil.cmd"](heard, function, tgt_type="list", arg=words, timeout=ANSWER_S) if heard else {}
-    said = {node: one["ret"] for node, one in said.items() if not str(one.get("ret")).startswith(NO_ANSWER)}
+    said = {node: one["ret"] for node, one in said.items() if "ret" in one and not str(one["ret"]).startswith(NO_ANSWER)}
     silent += [node for node in heard if node not in said]  # what a function answers may be None, too
     return {node: said.get(node) for node in nodes}
 
