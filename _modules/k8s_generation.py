@@ -672,7 +672,10 @@ def _pillar(reference, missing_ok=False):
     for part in reference.split(":"):
         value = value.get(part) if hasattr(value, "get") else None
     if isinstance(value, bytes):
-        value = value.decode()
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            raise CommandExecutionError(f"pillar {reference}: its bytes are no UTF-8 text.") from None
     if isinstance(value, str) or (value is None and missing_ok):
         return value
     raise CommandExecutionError(f"pillar {reference}: missing, or not a text.")

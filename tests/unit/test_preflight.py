@@ -512,6 +512,42 @@ def test_a_disk_with_too_little_room_is_named_with_its_directories(node, rows):
     assert found.endswith('once: pillar=\'{"kubernetes_controller": {"rollout": {"preflight": {"min_free_mib": 0}}}}\'.')
 
 
+@pytest.mark.parametrize(
+    ("least", "data", "due", "wanted"),
+    [
+        (10**9, 100, {"etcd": "0123"}, 10**9 + 300),
+        (1, 10**9, {"etcd": "0123"}, 1 + 3 * 10**9),
+        (10**9, 100, {}, None),
+        (0, 10**9, {"etcd": "0123"}, None),
+        (1, 0, {"etcd": "0123"}, None),
+    ],
+    ids=["little", "much data", "nothing to rehearse", "not looked at", "enough"],
+)
+def test_memory_is_asked_for_where_something_is_to_be_rehearsed(node, rows, least, data, due, wanted):
+    node.fake("k8s_rehearsal.data_mib", return_value=data)
+    found = node.modules["k8s_host.memory"](rows({"rollout": {"preflight": {"min_available_memory_mib": least}}}), due)
+    if wanted is None:
+        assert found == []
+        return
+    (line,) = found
+    assert f"expected at least {wanted} for the rehearsal of etcd: {least} (kubernetes_controller:rollout:preflight:" in line
+    once = '{"kubernetes_controller": {"rollout": {"preflight": {"min_available_memory_mib": 0}}}}'
+    assert line.endswith(f"once: pillar='{once}'.")
+
+
+def test_one_answer_of_etcd_says_how_large_the_data_are(node, rows, tmp_path):
+    row = rows({"rollout": {"rehearsal": {"data": "snapshot"}}})["kube-apiserver"]
+    live(node, row)
+    row["etcdctl"] = str(tmp_path / "etcdctl")
+    Path(row["etcdctl"]).write_text('#!/bin/sh\necho \'[{"Status": {"dbSize": 543162368}}]\'\n')
+    os.chmod(row["etcdctl"], 0o755)
+    assert node.modules["k8s_rehearsal.data_mib"]({row["name"]: row}) == 518
+    empty = {**row, "rehearsal": {**row["rehearsal"], "data": "empty"}}
+    assert node.modules["k8s_rehearsal.data_mib"]({row["name"]: empty}) == 0
+    Path(row["etcdctl"]).write_text("#!/bin/sh\nexit 1\n")
+    assert node.modules["k8s_rehearsal.data_mib"]({row["name"]: row}) == 0
+
+
 @pytest.mark.parametrize("directory", ["", "x", "not/there", "/not/there", "//not/there"])
 def test_the_room_of_any_path_is_found(node, rows, directory):
     row = rows()["kube-scheduler"] | {"directories": {directory: "0750"}}
