@@ -1,0 +1,78 @@
+"""The states that ask the controllers before anything changes, and after it; minions are stood in for."""
+
+import pytest
+
+NODES = {"controller-1": "10.8.0.101", "controller-2": "10.8.0.102"}
+GOOD = {"errors": [], "controllers": NODES, "files": {}}
+UNKNOWN = "Passed invalid function\n'k8s_controllers.holds' is not available."
+NOTHING = "Nothing was changed, on the master and on any node."
+
+
+@pytest.fixture
+def agreed(node, testmode):
+    """Return a function: the state's answer where the controllers answer this, and what could not be synced."""
+
+    def ask(answers, unsynced=()):
+        sync = node.fake("k8s_controllers.sync", return_value=list(unsynced))
+        node.fake("k8s_controllers.hear", return_value=answers)
+        ret = node.state("k8s_controllers.agreed", "agreed", test=testmode, controllers=NODES)
+        assert sync.called is not testmode
+        assert ret.changes == {}
+        return ret
+
+    return ask
+
+
+def test_controllers_that_answer_and_agree_are_named(agreed):
+    ret = agreed(dict.fromkeys(NODES, GOOD))
+    assert (ret.result, ret.comment) == (True, "controller-1, controller-2: answered, and the pillar is in order.")
+
+
+def test_one_that_is_silent_is_a_failure_in_a_test_run_too(agreed):
+    ret = agreed({"controller-1": GOOD, "controller-2": None})
+    assert ret.result is False
+    assert ret.comment.startswith("kubernetes_controller:controllers:controller-2: the minion did not answer within 20 s")
+    assert ret.comment.endswith(f"\n{NOTHING}")
+
+
+def test_all_that_is_wrong_is_told_at_once(agreed):
+    ret = agreed({"controller-1": {"errors": ["a: no such key."]}, "controller-2": {**GOOD, "controllers": {}}})
+    assert ret.result is False
+    first, second, last = ret.comment.splitlines()
+    assert first == "controller-1: a: no such key."
+    assert second.startswith("controller-2: kubernetes_controller:controllers is another for the master's own id ")
+    assert last == NOTHING
+
+
+def test_one_without_the_modules_gets_them_and_a_test_run_says_so(agreed, testmode):
+    ret = agreed({"controller-1": GOOD, "controller-2": UNKNOWN})
+    assert ret.result is (None if testmode else False)  # of a real run it has them by now
+    if testmode:
+        assert ret.comment == "Not knowable yet: controller-2 would get the formula's modules first."
+    else:
+        assert ret.comment == f"controller-2: 'k8s_controllers.holds' is not available.\n{NOTHING}"
+
+
+@pytest.mark.parametrize("testmode", [False], indirect=True)
+def test_one_that_cannot_take_the_modules_tells_why(agreed):
+    ret = agreed({"controller-1": GOOD, "controller-2": UNKNOWN}, unsynced=["controller-2: saltutil.sync_states failed: full"])
+    assert ret.comment == f"controller-2: saltutil.sync_states failed: full\n{NOTHING}"
+
+
+@pytest.mark.parametrize("lacking", [{}, {"controller-2": [f"{number}.crt" for number in range(7)]}])
+def test_what_did_not_arrive_is_a_failure_with_a_way_out(node, testmode, lacking):
+    asked = node.fake("k8s_controllers.undelivered", return_value=lacking)
+    ret = node.state("k8s_controllers.delivered", "/srv/pki", test=testmode, controllers=list(NODES), key="pki")
+    shares = {minion: f"/srv/pki/hosts/{minion}/pki" for minion in NODES}
+    asked.assert_called_once_with(shares, **({"patience_s": 0} if testmode else {}))
+    assert ret.changes == {}
+    some = "0.crt, 1.crt, 2.crt, 3.crt, 4.crt and 2 more"
+    if not lacking:
+        assert (ret.result, ret.comment) == (True, "controller-1, controller-2: hold what the master handed out.")
+    elif testmode:
+        assert (ret.result, ret.comment) == (None, f"Does not hold yet what the master handed out: controller-2 ({some}).")
+    else:
+        assert ret.result is False
+        assert ret.comment.startswith(f"controller-2: pillar pki has not {some} as in /srv/pki/hosts/controller-2/pki.\n")
+        assert "have `file_tree` with root_dir /srv/pki in its ext_pillar" in ret.comment
+        assert ret.comment.endswith("Then run this again.")
