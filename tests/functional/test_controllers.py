@@ -76,3 +76,72 @@ def test_what_did_not_arrive_is_a_failure_with_a_way_out(node, testmode, lacking
         assert ret.comment.startswith(f"controller-2: pillar pki has not {some} as in /srv/pki/hosts/controller-2/pki.\n")
         assert "have `file_tree` with root_dir /srv/pki in its ext_pillar" in ret.comment
         assert ret.comment.endswith("Then run this again.")
+
+
+# -- what a wrong pillar did to the master's files, the right one finds undone -----------------------------------------
+
+
+@pytest.fixture
+def pki(node, resolve, tmp_path):
+    """Return a function: the arguments of the state for two controllers, whose files are below tmp_path."""
+
+    def declared(*layers):
+        two = {"controllers": {"controller-3": None}, "pki": {"directory": str(tmp_path / "pki")}}
+        return {"name": str(tmp_path / "pki"), "pki": resolve(two, *layers, node=None)["pki"]}
+
+    node.state("k8s_pki.managed", **declared())
+    return declared
+
+
+WRONG = {
+    "a mistyped minion id": {"controllers": {"controller-2": None, "controler-2": "10.8.0.102"}},
+    "a component of others": {"scheduler": {"enabled": False}},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_pairs_that_were_withdrawn_are_taken_back(node, apply, testmode, pki, tmp_path, helpers, wrong):
+    hosts = tmp_path / "pki/hosts"
+    before = {path: path.read_text() for path in hosts.rglob("*") if path.is_file()}
+    node.state("k8s_pki.managed", **pki(WRONG[wrong]))
+    gone = [path for path in before if not path.exists()]
+    assert gone
+    ret = apply(testmode, node, "k8s_pki.managed", **pki())
+    pairs = {path for path in gone if "-ca" not in path.name and path.suffix in (".crt", ".key") and "service" not in path.name}
+    back = {path for path, change in ret.changes.items() if change["old"] == "declared again; taken back"}
+    assert back == {str(path) for path in pairs}
+    assert f"{len(back)} files {'would be' if testmode else 'were'} taken back" in ret.comment
+    if not testmode:
+        assert {path: path.read_text() for path in before} == before
+        withdrawn = tmp_path / "pki/kept/withdrawn/hosts"
+        assert not [path for path in withdrawn.rglob("scheduler*") if path.is_file() and path.parts[-3] != "controler-2"]
+
+
+def test_a_pair_that_does_not_fit_any_more_is_made_anew_and_kept(node, apply, testmode, pki, tmp_path):
+    node.state("k8s_pki.managed", **pki(WRONG["a component of others"]))
+    other = {"pki": {"certificates": {"scheduler": {"common_name": "other"}}}}
+    (former,) = (tmp_path / "pki/kept/withdrawn/hosts/controller-1").rglob("scheduler.key")
+    text = former.read_text()
+    ret = apply(testmode, node, "k8s_pki.managed", **pki(other))
+    (path,) = (path for path in ret.changes if path.endswith("controller-1/kubernetes_controller_pki/scheduler.key"))
+    assert ret.changes[path]["old"] == "missing"
+    if not testmode:
+        kept = [one for one in (tmp_path / "pki/kept").rglob("scheduler.key") if one.read_text() == text]
+        assert [one for one in kept if "withdrawn" not in one.parts]
+        assert not former.exists()
+
+
+@pytest.mark.parametrize("part", ["key", "crt"])
+def test_a_run_that_was_cut_off_while_it_took_a_pair_back_is_finished(node, pki, tmp_path, part):
+    share = tmp_path / "pki/hosts/controller-1/kubernetes_controller_pki"
+    before = (share / "scheduler.crt").read_text()
+    node.state("k8s_pki.managed", **pki(WRONG["a component of others"]))
+    (former,) = (tmp_path / "pki/kept/withdrawn/hosts/controller-1").rglob("scheduler.key")
+    if part == "key":
+        (share / "scheduler.key").write_text(former.read_text())
+        former.unlink()
+    ret = node.state("k8s_pki.managed", **pki())
+    assert ret.result is True
+    assert (share / "scheduler.crt").read_text() == before
+    again = node.state("k8s_pki.managed", **pki())
+    assert (again.result, again.changes) == (True, {})
