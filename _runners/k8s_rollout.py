@@ -196,7 +196,8 @@ class _Record:
         self.asking, self.unknown = set(), set()  # steps that only ask minions; who could not tell since the last step's end
         self.data = {
             "jid": jid, "what": what, "pids": [os.getpid()], "test": test, "started": _utc(now or time.time()), "seconds": 0.0,
-            "result": "running", "retcode": 1, "rows": [], "steps": [], "failures": [], "not_started": [], "nodes": [], "unknown": [],
+            "result": "running", "retcode": 1, "rows": [], "steps": [], "failures": [], "not_started": [], "nodes": [],
+            "unknown": [],
         }  # fmt: skip
 
     def note(self, tag, data, now):
