@@ -119,7 +119,7 @@ def silence(node, known=None):
     accepted = known.get("minions") or []
     some = ", ".join(accepted[:10]) + (f" and {len(accepted) - 10} more" if len(accepted) > 10 else "")
     nearest = __salt__["k8s_declared.nearest"](node, accepted)
-    said += f": this master has no key of that id{nearest}."
+    said += f": this master has no key of that id{nearest if 'nearest' in nearest else ''}."
     return f"{said} Correct the id, or accept the key of that minion (accepted: {some or 'none'})."
 
 

@@ -21,6 +21,8 @@ What the controllers would change is not knowable yet:
     - text: >-
         Not knowable yet: {{ plan.unsynced | join(", ") }} has no modules of this version of the formula. They are synced by the
         first real run, or now by `salt -L {{ plan.unsynced | join(",") }} saltutil.sync_all`; then test again.
+    - require:
+      - sls: kubernetes_controller.orchestrate.controllers
 
 {%- else %}
 {%- if plan.installed %}
