@@ -2,9 +2,8 @@
 
 import datetime
 import json
-import textwrap
-
 import subprocess
+import textwrap
 
 import pytest
 import yaml
