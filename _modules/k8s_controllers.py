@@ -91,7 +91,7 @@ def ask(nodes, function, *arguments):
     heard = [node for node in nodes if node not in silent]
     words = [[] for _ in function] if isinstance(function, list) else list(arguments)
     said = __salt__["saltutil.cmd"](heard, function, tgt_type="list", arg=words, timeout=ANSWER_S) if heard else {}
-    said = {node: one["ret"] for node, one in said.items() if not str(one.get("ret")).startswith(NO_ANSWER)}
+    said = {node: one["ret"] for node, one in said.items() if "ret" in one and not str(one["ret"]).startswith(NO_ANSWER)}
     silent += [node for node in heard if node not in said]  # what a function answers may be None, too
     return {node: said.get(node) for node in nodes}
 
@@ -119,7 +119,7 @@ def silence(node, known=None):
     accepted = known.get("minions") or []
     some = ", ".join(accepted[:10]) + (f" and {len(accepted) - 10} more" if len(accepted) > 10 else "")
     nearest = __salt__["k8s_declared.nearest"](node, accepted)
-    said += f": this master has no key of that id{nearest}."
+    said += f": this master has no key of that id{nearest if 'nearest' in nearest else ''}."
     return f"{said} Correct the id, or accept the key of that minion (accepted: {some or 'none'})."
 
 

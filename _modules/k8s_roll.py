@@ -28,7 +28,7 @@ def plan(cfg, scheduled=False, test=False):
       others wait for it, and etcd's leader goes last. API servers come before what asks them, and after it on the way
       back over a minor release (https://kubernetes.io/releases/version-skew-policy/: nothing is newer than its API server),
       unless one does not run, which is then to be repaired before anything can pass its gate beside it
-    - ``unsynced``: minions without this version's modules (only in a test run)
+    - ``unsynced``: minions without this version's modules (only in a test run; one that does not answer is none)
     - ``mode``: the ``rollout:mode`` of this run
 
     CLI Example:
@@ -82,7 +82,8 @@ def _minor(release):
 
 def _unsynced(nodes):
     said = _ask(nodes, "k8s_config.load")
-    return sorted(node for node in nodes if not isinstance(said[node], dict) or "stale" in said[node])
+    heard = {node: answer for node, answer in said.items() if answer is not None}
+    return sorted(node for node, answer in heard.items() if not isinstance(answer, dict) or "stale" in answer)
 
 
 def _due(nodes, pki):

@@ -39,6 +39,9 @@ HARMLESS = ("prepare", "rehearse", "rehearsal", "snapshot", "turn")
 IN_PARALLEL = "Started in a separate process"
 SILENT = "The minion did not answer. The next rollout goes on from there."
 NOT_STARTED = "One or more requisite"
+WAITED_FOR = ("state.", "k8s_controllers.", "saltutil.sync_")
+UNKNOWN = "not knowable yet"
+NO_REASON = "It failed, and gave no reason. What Salt logged meanwhile is in the log beside the record."
 
 
 def deploy(pillar=None, test=None):
@@ -190,9 +193,11 @@ class _Record:
     def __init__(self, jid, test=False, now=None, what="rollout"):
         self.jid, self.total = jid, 0  # states that the orchestration has, without those of rollouts within it
         self.running, self.waiting = {}, {}  # step: since when; job: who has not answered
+        self.asking, self.unknown = set(), set()  # steps that only ask minions; who could not tell since the last step's end
         self.data = {
             "jid": jid, "what": what, "pids": [os.getpid()], "test": test, "started": _utc(now or time.time()), "seconds": 0.0,
             "result": "running", "retcode": 1, "rows": [], "steps": [], "failures": [], "not_started": [], "nodes": [],
+            "unknown": [],
         }  # fmt: skip
 
     def note(self, tag, data, now):
@@ -207,10 +212,13 @@ class _Record:
             return self.step_ended(data.get("ret"), now)
         part = tag.split("/")
         if part[:2] == ["salt", "job"] and part[3:] == ["new"]:
-            if str(data.get("fun")).startswith("state.") and set(data.get("minions", [])) <= set(self.data["nodes"]):
+            functions = data.get("fun") if isinstance(data.get("fun"), list) else [data.get("fun")]
+            if str(functions[0]).startswith(WAITED_FOR) and set(data.get("minions", [])) <= set(self.data["nodes"]):
                 self.waiting[part[2]] = set(data["minions"])
         elif part[:2] == ["salt", "job"] and part[3:4] == ["ret"] and part[2] in self.waiting:
             self.waiting[part[2]].discard(part[-1])
+            if self.data["test"]:  # what a node cannot know is no change, and of a node without one a step tells nothing
+                self._unknown(part[-1], data.get("return"))
         return []
 
     def synced(self, names):
@@ -240,8 +248,9 @@ class _Record:
         """The orchestration turns to minions."""
         name, nodes = str(data.get("name")), _words(data.get("tgt"))
         self.data["nodes"] += [node for node in nodes if node not in self.data["nodes"]]
-        if data.get("type") == "state":
+        if data.get("type") != "function":
             self.running[name] = now
+        self.asking |= {name} if data.get("type") == "question" else set()
         return [_line(now, "master", f"{name}: starts" + (f" on {', '.join(nodes)}" if len(nodes) > 1 else ""))]
 
     def step_ended(self, state, now):
@@ -255,15 +264,17 @@ class _Record:
         if result is False and str(state.get("comment")).startswith(NOT_STARTED):
             self.data["not_started"].append(name)
             return []
-        on_minions = self.running.pop(name, None) is not None or str(state.get("comment")).startswith(IN_PARALLEL)
-        answers = _answers(state)
+        on_minions = self.running.pop(name, None) is not None and name not in self.asking
+        answers, unknown, self.unknown = _answers(state), sorted(self.unknown), set()
         seconds = round(float(state.get("duration") or 0) / 1000, 1)
         self.data["steps"].append({"name": name, "seconds": seconds, "result": result, "nodes": sorted(answers)})
         for node, states in answers.items():
             self._states(node, states)
         if result is False:
             self._failures(name, state, answers)
-        what = _outcome(result, answers) if on_minions or answers else _sentence(state, result)
+        if self.data["test"] and not answers:
+            self._unknown("master", {name: state})
+        what = _outcome(result, answers, unknown) if on_minions or answers else _sentence(state, result)
         return [_line(now, "master", f"{name}: {what} ({seconds} s)")]
 
     def _states(self, node, states):
@@ -278,6 +289,23 @@ class _Record:
             row = self._row(node, state.get("name"))
             row["process"] = row["process"] or changes.get("process")
             row["result"] = {True: "new serving", None: f"would {row['process'] or 'change'}"}.get(result, "failed")
+
+    def _unknown(self, node, states):
+        """Take of a test run's states what they cannot know: each a sentence, and of a component a row."""
+        for state in states.values() if isinstance(states, dict) else ():
+            if not isinstance(state, dict) or state.get("result") is False:
+                continue
+            for other in filter(self.data["nodes"].__contains__, _to_be_made(state)):
+                self._row(other, "certificates")["result"] = UNKNOWN
+            said, component = str(state.get("comment")).strip(), state.get("__id__") == f"{state.get('name')} runs as declared"
+            pending = component and state.get("result", True) is None
+            if state.get("changes") or not (pending or said.lower().startswith(UNKNOWN)):
+                continue
+            self.unknown |= {node} - {"master"}
+            if component or node == "master":
+                self._row(node, state["name"] if component else "all")["result"] = UNKNOWN
+            told = {"node": node, "state": state.get("__id__") or state.get("name"), "said": said}
+            self.data["unknown"] += [told] if told not in self.data["unknown"] else []
 
     def _failures(self, name, state, answers):
         """Keep the sentence of each state that failed by its own fault; of a step without one, its own."""
@@ -294,12 +322,12 @@ class _Record:
                 self._failed(node, name, SILENT)
             elif isinstance(states, str):
                 self._failed(node, name, states)
-        said = str(state.get("comment"))
+        said = str(state.get("comment") or "")
         if len(self.data["failures"]) == before and not any(failure["said"] in said for failure in self.data["failures"]):
             self._failed("master", name, said)
 
     def _failed(self, node, state, said):
-        self.data["failures"].append({"node": node, "state": state, "said": str(said).strip()})
+        self.data["failures"].append({"node": node, "state": state, "said": str(said or "").strip() or NO_REASON})
 
     def still(self, now):
         """Return a line that tells what is being waited for."""
@@ -333,12 +361,20 @@ def _answers(state):
     return found if isinstance(found, dict) else {}
 
 
-def _outcome(result, answers):
+def _to_be_made(state):
+    """Return the minions of whose files (those in a share, DIRECTORY/hosts/MINION/KEY/NAME) some would be made on the master."""
+    changes = state.get("changes") if isinstance(state.get("changes"), dict) else {}
+    made = [path for path, change in changes.items() if not (isinstance(change, dict) and change.get("new") == "removed")]
+    found = [path.split("/hosts/")[-1].split("/") for path in made if "/hosts/" in path]
+    return sorted({parts[0] for parts in found if len(parts) == 3})
+
+
+def _outcome(result, answers, unknown=()):
     if result is False:
         failed = [node for node, states in answers.items() if not _passed(states)]
         return f"FAILED{' on ' + ', '.join(sorted(failed)) if failed else ''}"
     if not answers:
-        return "ended, nothing to change"
+        return f"{UNKNOWN} on {', '.join(unknown)}" if unknown else "ended, nothing to change"
     return f"{'would change' if result is None else 'ended, changed'} {', '.join(sorted(answers))}"
 
 
@@ -349,7 +385,7 @@ def _passed(states):
 def _sentence(state, result):
     text = _flat(state.get("comment"))
     text = text if len(text) <= 100 else f"{text[:97]}..."
-    return f"FAILED: {text}" if result is False else text
+    return f"FAILED: {text or NO_REASON}" if result is False else text
 
 
 # -- as text ----------------------------------------------------------------------------------------------------------
@@ -366,15 +402,15 @@ def _flat(text):
 def _summary(data):
     """Return the table, the sentences of what failed, and how it ended."""
     rows = [row for row in data["rows"] if row["result"] or row["step"] not in HARMLESS]
-    rows.sort(key=lambda row: data["nodes"].index(row["node"]))
+    rows.sort(key=lambda row: ["master", *data["nodes"]].index(row["node"]))
     blocks = [_table(rows)] if rows else []
     told = {row["node"] for row in rows} | {failure["node"] for failure in data["failures"] if failure["said"] == SILENT}
     unchanged = [node for node in data["nodes"] if node not in told]
     if unchanged:
         blocks.append(f"unchanged: {', '.join(unchanged)}")
     grouped = {}
-    for failure in data["failures"]:
-        grouped.setdefault((failure["state"], failure["said"]), []).append(failure["node"])
+    for told in [*data.get("unknown", []), *data["failures"]]:
+        grouped.setdefault((told["state"], told["said"]), []).append(told["node"])
     for (state, said), nodes in grouped.items():
         blocks.append(f"{', '.join(sorted(nodes))}: {state}\n" + "\n".join(f"    {line}" for line in said.splitlines()))
     first = _first_to_end(data.get("certificates") or {})
@@ -426,8 +462,11 @@ def _verdict(data, rows):
         return f"{began} {'still runs' if alive else 'was cut off: what is above is all that is known of it'}."
     rest = f" Not started: {_count(left, 'step')}, the first is {left[0]!r}." if left else ""
     if data["result"] == "ok":
-        changes = f"{_count(rows, 'component')} {'would change' if data['test'] else 'changed'}"
-        return f"{began} ended well after {data['seconds']} s: {changes}."
+        unknown = [row for row in rows if row["result"] == UNKNOWN]
+        known = [row for row in rows if row["result"] != UNKNOWN]
+        changes = f"{_count(known, 'component')} {'would change' if data['test'] else 'changed'}"
+        more = f", {len(unknown)} {UNKNOWN}" if unknown else ""
+        return f"{began} ended well after {data['seconds']} s: {changes}{more}."
     if data["result"] == "stopped":
         return f"{began} was STOPPED after {data['seconds']} s, as asked; the next one goes on from there.{rest}"
     return f"{began} FAILED after {data['seconds']} s.{rest}"

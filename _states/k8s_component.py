@@ -216,7 +216,7 @@ def _waits(component):
     """Tell whether a component that does not serve lacks what this run, were it none for a test, would have mended before."""
     try:
         if component["name"] == "etcd":
-            return bool(component["neighbours"])
+            return any(map(__salt__["k8s_etcdctl.closed"], __salt__["k8s_etcdctl.neighbours"](component)))
         if component["name"] == "kube-apiserver":
             servers = __salt__["k8s_etcdctl.health"](component) if component["etcd_managed"] else {}
             return not all(server["ok"] for server in servers.values())

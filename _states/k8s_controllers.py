@@ -2,6 +2,8 @@
 What an orchestration needs of the controllers before it changes anything, and before it goes on from what it changed.
 """
 
+import salt.utils.event
+
 SOME = 5  # names of files that are told
 
 
@@ -24,6 +26,7 @@ def agreed(name, controllers):
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": ""}
     nodes, test = list(controllers), __opts__["test"]
+    _tell(name, nodes)
     found = [] if test else __salt__["k8s_controllers.sync"](nodes)
     answers = __salt__["k8s_controllers.hear"](nodes, patience_s=0 if test or found else 15)
     unknown = [node for node, answer in answers.items() if isinstance(answer, str)]
@@ -37,7 +40,7 @@ def agreed(name, controllers):
     return ret | {"comment": f"{', '.join(nodes)}: answered, and the pillar is in order."}
 
 
-def delivered(name, controllers, pillar):
+def delivered(name, controllers, key):
     """
     Ensure that every controller holds what the master handed out to it; waits for a moment, and changes nothing.
 
@@ -45,7 +48,7 @@ def delivered(name, controllers, pillar):
         The directory of certificates on the master.
     controllers
         Minion ids (list).
-    pillar
+    key
         The pillar key under which they get their files.
 
     Only fingerprints travel. The master's pillar cache, where it has one, is emptied for them before they are asked.
@@ -56,24 +59,31 @@ def delivered(name, controllers, pillar):
           k8s_controllers.delivered:
             - name: {{ cfg.pki.directory }}
             - controllers: {{ cfg.controllers | list | json }}
-            - pillar: {{ cfg.pki.pillar }}
+            - key: {{ cfg.pki.pillar }}
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": ""}
-    shares = {node: f"{name}/hosts/{node}/{pillar}" for node in controllers}
+    shares = {node: f"{name}/hosts/{node}/{key}" for node in controllers}
     lacking = __salt__["k8s_controllers.undelivered"](shares, **({"patience_s": 0} if __opts__["test"] else {}))
     if not lacking:
         return ret | {"comment": f"{', '.join(controllers)}: hold what the master handed out."}
     if __opts__["test"]:
         said = "; ".join(f"{node} ({_some(files)})" for node, files in lacking.items())
         return ret | {"result": None, "comment": f"Does not hold yet what the master handed out: {said}."}
-    said = "\n".join(f"{node}: pillar {pillar} has not {_some(files)} as in {shares[node]}." for node, files in lacking.items())
+    said = "\n".join(f"{node}: pillar {key} has not {_some(files)} as in {shares[node]}." for node, files in lacking.items())
     return ret | {
         "result": False,
         "comment": f"{said}\nWhat was made did not reach these nodes, so nothing was rolled out. Let the master that they ask "
-        f"have `file_tree` with root_dir {name} in its ext_pillar (README.md), and no other source of {pillar} above it; where "
+        f"have `file_tree` with root_dir {name} in its ext_pillar (README.md), and no other source of {key} above it; where "
         "it caches pillars (pillar_cache: True), `salt '*' saltutil.refresh_pillar` empties that. Then run this again.",
     }
 
 
 def _some(files):
     return ", ".join(files[:SOME]) + (f" and {len(files) - SOME} more" if len(files) > SOME else "")
+
+
+def _tell(name, nodes):
+    """Say on the master's bus whom this step asks, as Salt's own steps of an orchestration do."""
+    jid = globals().get("__orchestration_jid__")
+    if jid:
+        salt.utils.event.fire_args(__opts__, jid, {"type": "question", "tgt": nodes, "name": name}, "run")

@@ -19,8 +19,10 @@ include:
 What the controllers would change is not knowable yet:
   test.show_notification:
     - text: >-
-        {{ plan.unsynced | join(", ") }}: no modules of this version of the formula. They are synced by the first real run, or
-        now by `salt -L {{ plan.unsynced | join(",") }} saltutil.sync_all`; then test again.
+        Not knowable yet: {{ plan.unsynced | join(", ") }} has no modules of this version of the formula. They are synced by the
+        first real run, or now by `salt -L {{ plan.unsynced | join(",") }} saltutil.sync_all`; then test again.
+    - require:
+      - sls: kubernetes_controller.orchestrate.controllers
 
 {%- else %}
 {%- if plan.installed %}

@@ -22,7 +22,7 @@ Every controller holds what the master handed out:
   k8s_controllers.delivered:
     - name: {{ cfg.pki.directory }}
     - controllers: {{ cfg.controllers | list | json }}
-    - pillar: {{ cfg.pki.pillar }}
+    - key: {{ cfg.pki.pillar }}
     - require:
       - k8s_pki: The certificates of the cluster are as declared
 {%- endif %}

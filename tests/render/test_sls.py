@@ -13,7 +13,7 @@ SLS = {
     path.relative_to(path.parents[1]).with_suffix("") for path in Path(__file__).parents[2].glob("kubernetes_controller/*.sls")
 }
 SLS = sorted(str(name).replace("/", ".").removesuffix(".init") for name in SLS)
-ORCHESTRATIONS = ("deploy", "pki", "renew", "rotate_ca", "rotate_encryption", "rotate_service_account")
+ORCHESTRATIONS = ("deploy", "controllers", "pki", "renew", "rotate_ca", "rotate_encryption", "rotate_service_account")
 ORCHESTRATE = [f"kubernetes_controller.orchestrate.{name}" for name in ORCHESTRATIONS]
 NO_ANSWER = "Minion did not return. [No response]"
 LIVE = {"serves": True, "providers": {"secrets": [["secretbox", "the-former-key"], ["identity", ""]]}}
@@ -70,7 +70,7 @@ def rendering(new_minion, _kept, declared, helpers):
             "k8s_generation.release": lambda node: runs,
             "k8s_certificate.expiry": lambda node: ending or {},
             "k8s_etcdctl.leads": lambda node: node in leads,
-            "k8s_encryption.live": lambda node: LIVE if node in serving else NO_ANSWER,
+            "k8s_encryption.live": lambda node: LIVE if node in serving else {"serves": False},
             "k8s_config.load": lambda node: {"stale": True, "errors": []} if node in stale else {"release": "1.37.2"},
         }
         nodes = [node for node, address in addresses.items() if address]
@@ -383,7 +383,7 @@ def test_modules_of_another_version_are_synced_too_but_only_once(rendering, defa
     one = rendering(master=master, pillar={"kubernetes_controller": declared, "kubernetes_controller_synced": True})
     one.fake("cp.get_file_str", return_value=older)
     ((_, body),) = one.render(sls)[1].items()
-    assert list(body) == ["test.fail_without_changes"]
+    assert list(body) == ["test.configurable_test_state"]
 
 
 @pytest.mark.parametrize(
@@ -402,14 +402,14 @@ def test_a_broken_pillar_is_one_failing_state_that_says_why(rendering, sls, laye
     ((state_id, body),) = high.items()
     assert_well_formed(sls, high)
     ((function, arguments),) = body.items()
-    assert function == "test.fail_without_changes"
+    assert function == "test.configurable_test_state"
     assert says in next(argument["comment"] for argument in arguments if "comment" in argument)
 
 
 def test_a_broken_pillar_fails_the_whole_node_once_per_sls_without_clashes(rendering):
     chunks, errors = rendering({"nonsense": 1}).low("kubernetes_controller")
     assert errors == []
-    assert {chunk["fun"] for chunk in chunks} == {"fail_without_changes"}
+    assert {chunk["fun"] for chunk in chunks} == {"configurable_test_state"}
 
 
 def test_no_sls_renders_a_secret(rendering, declared, material):
@@ -436,6 +436,9 @@ def rotation(rendering, tmp_path):
         assert_well_formed("kubernetes_controller.orchestrate.rotate_ca", high)
         found = {}
         for state_id, body in high.items():
+            if state_id in RESERVED:
+                assert body == ["kubernetes_controller.orchestrate.controllers"]
+                continue
             ((function, arguments),) = body.items()
             found[state_id] = function, {k: v for argument in arguments for k, v in argument.items()}
         return found
@@ -450,7 +453,7 @@ def test_a_rotation_is_three_changes_of_files_each_before_its_rollout(rotation):
     ]  # fmt: skip
     assert [arguments["step"] for function, arguments in found if "step" in arguments] == ["trust", "sign", "drop", "end"]
     assert {tuple(arguments["authorities"]) for _, arguments in found if "step" in arguments} == {("kubernetes", "etcd")}
-    assert all(arguments.get("require") for _, arguments in found[1:])
+    assert all(arguments.get("require") for _, arguments in found)
     assert found[0][1]["sls"] == "kubernetes_controller.health"
 
 
@@ -473,7 +476,7 @@ def test_a_test_run_of_a_rotation_rolls_nothing_out(rotation):
 @pytest.mark.parametrize("authority", [None, "nonsense", ["etcd", "nonsense"]])
 def test_what_cannot_be_rotated_is_one_failing_state(rotation, authority):
     ((_, (function, arguments)),) = rotation(authority=authority).items()
-    assert function == "test.fail_without_changes"
+    assert function == "test.configurable_test_state"
     assert "It can be kubernetes, signer, etcd, front-proxy, service-account; " in arguments["comment"]
 
 
@@ -483,10 +486,10 @@ def test_keys_that_cannot_be_exchanged_are_one_failing_state(rendering, declared
     one = rendering({"encryption": [entry]}, master=True, serving=list(declared["controllers"]), test=test)
     ((state_id, body),) = one.render("kubernetes_controller.orchestrate.rotate_encryption")[1].items()
     ((function, arguments),) = body.items()
-    assert function == "test.fail_without_changes"
-    for argument in arguments:
-        (said,) = argument.values()
-        assert said.startswith("kubernetes_controller:encryption: the keys of *., secrets would change while *. is live ")
+    assert function == "test.configurable_test_state"
+    said = {name: value for argument in arguments for name, value in argument.items()}
+    assert (said["result"], said["allow_test_mode_failure"]) == (False, True)
+    assert said["comment"].startswith("kubernetes_controller:encryption: the keys of *., secrets would change while *. is live ")
 
 
 def test_while_a_controller_does_not_serve_nothing_is_touched_not_even_the_masters_files(rendering, declared):

@@ -82,7 +82,7 @@ def test_all_faults_are_told_at_once(resolve):
 
 
 @pytest.mark.parametrize(
-    ("node", "who"), [({"id": "web-1", "interfaces": {}}, "minion web-1"), (None, "the master's own minion id (HOSTNAME_master)")]
+    ("node", "who"), [({"id": "web-1", "interfaces": {}}, "minion web-1"), (None, "the master's own minion id, controller-1")]
 )
 @pytest.mark.parametrize("pillar", [None, {}, "text", []])
 def test_without_a_pillar_it_is_said_who_lacks_it(modules, defaults, node, who, pillar):

@@ -47,3 +47,47 @@ def test_a_member_that_listens_at_all_addresses_is_asked_at_the_nodes_own(node, 
     node.fake("k8s_component.replaced", return_value=False)
     answer = node.modules["k8s_health.probe"](row)
     assert answer["said"].startswith(f"{asked[0]}: "), answer
+
+
+# -- the exit status ----------------------------------------------------------------------------------------------------
+
+
+PARTS = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"]
+
+
+@pytest.fixture
+def status(node, rows, monkeypatch):
+    """Return a function: (exit status, table) of the health command, where these say NOT OK and are asked in this order."""
+    module, context = node.modules["k8s_health.status"].func.__globals__, {}
+    monkeypatch.setitem(module, "__context__", context)
+
+    def probe(row, sick):
+        context["retcode"] = int(row["name"] in sick)  # as each command that a probe runs does
+        return {"ok": row["name"] not in sick, "said": "as said"}
+
+    def asked(sick=(), order=PARTS, ending=None, members=()):
+        components = rows(binaries=False)
+        cfg = {"components": {name: components[name] for name in order}, "pki": {"days_warning": 60}, "etcd": {"managed": True}}
+        node.fake("k8s_config.load", return_value=cfg)
+        node.fake("k8s_certificate.expiry", return_value=ending or {})
+        monkeypatch.setitem(module, "probe", lambda row: probe(row, sick))
+        monkeypatch.setitem(module, "members", lambda components: context.update(retcode=0) or list(members))
+        said = node.modules["k8s_health.status"]()
+        return context["retcode"], said
+
+    return asked
+
+
+@pytest.mark.parametrize("order", [PARTS[turn:] + PARTS[:turn] for turn in range(4)], ids=lambda order: order[0])
+@pytest.mark.parametrize("sick", [(), *((part,) for part in PARTS), tuple(PARTS)], ids=lambda sick: "-".join(sick) or "none")
+def test_the_exit_status_is_that_of_the_whole_table_in_whichever_order(status, sick, order):
+    code, table = status(sick, order)
+    assert code == int(bool(sick))
+    assert {name: said.startswith("NOT OK") for name, said in table.items()} == {name: name in sick for name in order}
+
+
+@pytest.mark.parametrize("other", [{"ending": {"etcd": {"peer.crt": "9 days, until x"}}}, {"members": ["a learner"]}])
+def test_certificates_that_end_and_members_that_differ_are_an_exit_status(status, other):
+    code, table = status(**other)
+    assert code == 1
+    assert [said for said in table.values() if said.startswith("NOT OK")]

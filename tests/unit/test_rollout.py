@@ -207,6 +207,100 @@ def test_a_test_run_says_what_would_happen(runner):
     assert summary.endswith("The test run of 2026-11-24T20:54:19Z ended well after 3.0 s: 1 component would change.")
 
 
+ASKED = "Every controller answers and finds its pillar in order"
+
+
+def asked(*answered):
+    """Events of a step that asks all nodes, of whom these answer."""
+    new = {"fun": "k8s_controllers.holds", "minions": NODES}
+    return [starts(ASKED, NODES, "question"), ("salt/job/8/new", new)] + [(f"salt/job/8/ret/{one}", {}) for one in answered]
+
+
+def returned(node, states, job="9"):
+    """Events of a job that applies states on a node, with its answer."""
+    return [("salt/job/9/new", {"fun": "state.sls", "minions": [node]}), (f"salt/job/{job}/ret/{node}", {"return": states})]
+
+
+MISSING = "Not knowable yet: pillar kubernetes_controller_pki:tls.crt is missing"
+
+
+def test_who_did_not_answer_the_first_question_is_named_while_one_waits(record):
+    fold(record, *asked("controller-1", "controller-3"))
+    assert record.still(BEGAN + 31)[0].endswith(f"waiting for {ASKED} (since 30 s); no answer yet from controller-2")
+
+
+def test_the_answer_to_a_question_is_told_as_it_is(runner, record):
+    lines = fold(record, *asked(*NODES), ended(ASKED, comment="a, b: answered."))
+    assert lines[0].endswith(f"{ASKED}: starts on controller-1, controller-2, controller-3")
+    assert lines[-1].endswith(f"{ASKED}: a, b: answered. (1.9 s)")
+    fold(record, ended("another", False, "controller-2: a: no such key."))
+    assert record.data["failures"][0]["said"] == "controller-2: a: no such key."
+
+
+def test_what_a_test_run_cannot_know_is_shown_and_counted_and_not_called_unchanged(runner):
+    record = runner._Record(JID, test=True, now=BEGAN)
+    unknown = component_state(None, comment=MISSING) | component_state(True, name="kube-controller-manager")
+    lines = fold(record, starts(FIRST, NODES[:2]), *returned("controller-1", unknown), ended(FIRST))
+    assert lines[-1].endswith(f"{FIRST}: not knowable yet on controller-1 (1.9 s)")
+    lines = fold(record, starts(SECOND, NODES[1:2]), ended(SECOND))
+    assert lines[-1].endswith(f"{SECOND}: ended, nothing to change (1.9 s)")
+    would = component_state(None, {"process": "restart (flag v)"}, name="etcd")
+    fold(record, starts("etcd of controller-1", NODES[:1]), ended("etcd of controller-1", None, answers={"controller-1": would}))
+    record.end({"states": {}, "retcode": 0}, now=BEGAN + 3)
+    summary = runner._summary(record.data)
+    assert re.search(r"controller-1 +kube-scheduler +- +- +- +- +not knowable yet\n", summary)
+    assert f"controller-1: kube-scheduler runs as declared\n    {MISSING}" in summary
+    assert "unchanged: controller-2\n" in summary
+    assert summary.endswith("ended well after 3.0 s: 1 component would change, 1 not knowable yet.")
+    assert record.data["retcode"] == 0
+
+
+def test_what_is_as_declared_and_waits_for_something_else_is_not_knowable(runner):
+    record = runner._Record(JID, test=True, now=BEGAN)
+    comment = "kube-scheduler is as declared but does not serve: refused. What it needs does not serve either"
+    fold(record, starts(FIRST, NODES[:1]), *returned("controller-1", component_state(None, comment=comment)), ended(FIRST))
+    assert [(row["component"], row["result"]) for row in record.data["rows"]] == [("kube-scheduler", "not knowable yet")]
+    assert record.data["unknown"][0]["said"] == comment
+
+
+def test_files_that_would_be_made_on_the_master_are_not_knowable_for_who_gets_them(runner):
+    record = runner._Record(JID, test=True, now=BEGAN)
+    share = "/srv/kubernetes_controller/pki/hosts/{}/kubernetes_controller_pki/{}"
+    made = {share.format("controller-1", name): {"old": "missing", "new": "as declared"} for name in ("a.crt", "a.key")}
+    gone = {share.format("controller-2", "b.crt"): {"old": "declared no more", "new": "removed"}}
+    others = {share.format("elsewhere-1", "a.crt"): {"old": "missing", "new": "as declared"}}
+    event = ended("The certificates of the cluster are as declared", None, "2 files would be made, 1 files would be removed.")
+    event[1]["ret"]["changes"] = {**made, **gone, **others}
+    fold(record, starts(PREFLIGHT, NODES), event)
+    assert [(row["node"], row["component"], row["result"]) for row in record.data["rows"]] == [
+        ("controller-1", "certificates", "not knowable yet")
+    ]
+    record.end({"states": {}, "retcode": 0}, now=BEGAN + 3)
+    assert runner._summary(record.data).endswith("0 components would change, 1 not knowable yet.")
+
+
+def test_controllers_without_modules_are_not_knowable_and_the_sentence_is_shown(runner):
+    record = runner._Record(JID, test=True, now=BEGAN)
+    comment = "Not knowable yet: controller-2 would get the formula's modules first."
+    fold(record, *asked(*NODES), ended(ASKED, None, comment))
+    record.end({"states": {}, "retcode": 0}, now=BEGAN + 3)
+    summary = runner._summary(record.data)
+    assert re.search(r"master +all +- +- +- +- +not knowable yet\n", summary)
+    assert f"master: {ASKED}\n    {comment}" in summary
+
+
+def test_a_real_run_takes_nothing_for_not_knowable(record):
+    fold(record, starts(FIRST, NODES[:1]), *returned("controller-1", component_state(None, comment=MISSING)), ended(FIRST))
+    assert (record.data["rows"], record.data["unknown"]) == ([], [])
+
+
+@pytest.mark.parametrize("answers", [None, {"controller-1": ""}])
+def test_a_step_that_fails_without_a_reason_says_that(runner, record, answers):
+    lines = fold(record, ended("a step", False, "", answers))
+    assert "a step: FAILED" in lines[0]
+    assert record.data["failures"][0]["said"] == runner.NO_REASON
+
+
 def test_what_the_bus_lost_comes_from_the_orchestrations_answer(runner, record):
     changed = {"controller-1": component_state(True, {"process": "start"})}
     failed = {"controller-2": component_state(False, comment="kube-scheduler: the turn is held by controller-1.")}
