@@ -124,7 +124,7 @@ def present_pillar():
 
     .. code-block:: bash
 
-        salt 'controller-1' k8s_controllers.holds  # asks this, and tells fingerprints only
+        salt 'controller-1' k8s_config.present_pillar  # shows secrets; k8s_controllers.holds tells fingerprints only
     """
     asked = salt.pillar.get_pillar(__opts__, __grains__, __opts__["id"], __opts__.get("saltenv"))
     return asked.compile_pillar()
