@@ -281,11 +281,6 @@ SURROUNDINGS = [
         over(GOOD_FLAG, {"rollout": {"preflight": {"min_available_memory_mib": 10**9}}}),
     ),
     Fault(
-        "a rehearsal that takes more memory than it may", (2,), "rehearsal",
-        ("was ended as there was no memory left: all that is rehearsed may take 128 MiB", "the generation itself was not judged"),
-        over(GOOD_FLAG, {"rollout": {"rehearsal": {"memory_max_mib": 128}}}), ci=True,
-    ),
-    Fault(
         "disk full while preparing", (1, 5), "prepare",
         ("/var/lib/kube-scheduler/generations/", "No space left on device. Nothing was promoted"),
         over(GOOD_FLAG, NO_ROOM_ASKED), inject.full_while_preparing,
