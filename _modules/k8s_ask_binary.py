@@ -3,13 +3,15 @@ Ask a component's binary what it accepts: its ``--help`` as data, and a dry run 
 
 No table of flags, feature gates or plugins can go stale here. The dry run happens in a network namespace of its own,
 where no address of the node exists and nothing can be reached: a component checks its flags, finds that it cannot bind
-its address, and ends, all within a tenth of a second.
+its address, and ends, all within a tenth of a second. All files are read-only there but for the draft of the generation, in
+which the directories have a place that the component writes to, so whatever flags name, nothing is made or changed.
 """
 
 import contextlib
 import ctypes
 import difflib
 import fcntl
+import functools
 import json
 import os
 import re
@@ -37,15 +39,20 @@ NOWHERE = "192.0.2.1"
 EVERYWHERE = re.compile(r"^(0\.0\.0\.0|127\..*|::|::1|localhost|)$")
 EVERYWHERE_URL = re.compile(r"(://)(?:0\.0\.0\.0|127\.[\d.]+|\[::1?\]|localhost)(?=[:/,]|$)")
 BOUND = re.compile(r"cannot assign requested address|address already in use|failed to create listener|address family not supp")
-# What only the missing network explains is no fault of the flags.
-NETWORK = re.compile(r"\bdial (tcp|udp|unix)|\blookup |network is unreachable|no such host|default route")
+# What only the missing network, or files that cannot be written, explain is no fault of the flags.
+OURS = re.compile(r"\bdial (tcp|udp|unix)|\blookup |network is unreachable|no such host|default route|read-only file system")
 TELLING = (
     re.compile(r"^Error: (.*)$", re.M),
     re.compile(r'"command failed" err="((?:[^"\\]|\\.)*)"'),
     re.compile(r"^((?:invalid value .* for flag -|flag provided but not defined: -).*)$", re.M),
     re.compile(r"^((?:panic|fatal error|runtime): .*)$", re.M),
 )
-CLONE_NEWNET, PR_SET_PDEATHSIG, SIOCSIFFLAGS, IFF_UP = 0x40000000, 1, 0x8914, 0x1
+CLONE_NEWNET, CLONE_NEWNS, SIOCSIFFLAGS, IFF_UP = 0x40000000, 0x00020000, 0x8914, 0x1
+PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 24, 38
+MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, READ_ONLY, MS_BIND, MS_PRIVATE = 442, -100, 0x8000, 1, 1 << 12, 1 << 18
+# Of what root may, a component that is asked keeps to read what is declared, and to bind any port: cap_dac_override,
+# cap_dac_read_search, cap_net_bind_service.
+KEPT = (1, 2, 10)
 
 
 def options(binary):
@@ -226,10 +233,10 @@ def _by_dry_run(row, directory, settings, known):
     for _ in range(TRIES):
         said = _start(row, directory, settings)
         if said is None:
-            lost = "no network namespace can be made here, so values and feature gates are not tried before the rehearsal."
+            lost = "no namespaces can be made here, so values and feature gates are not tried before the rehearsal."
             return errors, [f"{_who(row)}: {lost}"]
         warnings += re.findall(r"^(Flag --.* has been deprecated, .*)$", said, re.M)
-        complaint = _complaint(said.replace(directory, f"{row['home']}/live"))
+        complaint = _complaint(said)
         if not complaint or complaint in seen:
             break
         seen.add(complaint)
@@ -267,19 +274,29 @@ def _gates(settings):
 
 
 def _start(row, directory, settings):
-    """Start the binary where it can reach and bind nothing; return what it said, or None where that is not possible."""
-    arguments = __salt__["k8s_config.arguments"](_without_effect(row, directory, settings))
+    """
+    Start the binary where it can reach, bind and write nothing; return what it said, or None where that is not possible.
+
+    The directories that it writes to need not be there yet: each has a place in the draft.
+    """
+    places = {path: f"{directory}/.place-{number}" for number, path in enumerate(sorted(row["directories"], reverse=True))}
+    for place in places.values():
+        os.makedirs(place, mode=0o700, exist_ok=True)
+    arguments = __salt__["k8s_config.arguments"](_without_effect(row, directory, settings, places))
     try:
-        return _run([row["binary"], *arguments])["said"]
+        said = _run([row["binary"], *arguments], writable=directory)["said"]
     except subprocess.SubprocessError:
         return None
+    for path, place in places.items():
+        said = said.replace(place, path)
+    return said.replace(directory, f"{row['home']}/live")
 
 
-def _without_effect(row, directory, settings):
-    """Return the settings with files where they are staged, an address that cannot be bound, and nothing to write to."""
-    changed = __salt__["k8s_generation.staged_flags"]({**row, "settings": settings}, directory)
+def _without_effect(row, directory, settings, places):
+    """Return the settings with files where they are staged, others where they may be written, and no address to bind."""
+    staged = __salt__["k8s_generation.staged_flags"]({**row, "settings": settings}, directory)
+    changed = {flag: _moved(value, places) for flag, value in staged.items()}
     if row["name"] == "etcd":
-        changed["data-dir"] = f"{directory}/no-data"
         for flag in ("listen-peer-urls", "listen-client-urls"):
             if flag in changed:
                 changed[flag] = EVERYWHERE_URL.sub(rf"\g<1>{NOWHERE}", changed[flag])
@@ -288,9 +305,16 @@ def _without_effect(row, directory, settings):
         changed["bind-address"] = NOWHERE
     if "tls-cert-file" not in changed:
         changed["cert-dir"] = directory  # where it would put a certificate of its own making
-    if "audit-log-path" in changed:
-        changed["audit-log-path"] = "-"
     return changed
+
+
+def _moved(value, places):
+    """Return the value of a flag (a string, or a list of them) with paths below ``places`` (dict) at theirs."""
+    if isinstance(value, list):
+        return [_moved(one, places) for one in value]
+    for path, place in places.items():  # the deepest first
+        value = re.sub(rf"(?<![^,:=]){re.escape(path)}(?=[/,]|$)", place, value)
+    return value
 
 
 def _complaint(said):
@@ -299,7 +323,7 @@ def _complaint(said):
         return None
     found = [match for pattern in TELLING for match in pattern.findall(said)] + _logged(said)
     complaint = found[-1].replace('\\"', '"').strip().rstrip(".") if found else None
-    return None if complaint and NETWORK.search(complaint) else complaint
+    return None if complaint and OURS.search(complaint) else complaint
 
 
 def _logged(said):
@@ -345,17 +369,17 @@ def _elements(value):
 # -- running ----------------------------------------------------------------------------------------------------------
 
 
-def _run(command):
+def _run(command, writable=None):
     """
-    Run a command for at most TIMEOUT_S seconds, where it can reach and bind nothing; return ``status`` and ``said`` (both
-    streams).
+    Run a command for at most TIMEOUT_S seconds, where it can reach and bind nothing, and write to the directory ``writable``
+    only; return ``status`` and ``said`` (both streams).
 
     Raises subprocess.SubprocessError where no namespace can be had; then only the questions that start nothing are asked
     without one.
     """
     try:
         try:
-            process = _popen(command, _alone)
+            process = _popen(command, functools.partial(_alone, writable))
         except subprocess.SubprocessError:
             if command[-1] not in ("--help", "--version"):
                 raise
@@ -394,16 +418,43 @@ def _end(process):
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def _alone():
+class MountAttributes(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "user_namespace")]
+
+
+def _alone(writable):
     """
-    Move this process, between fork and exec, to a network namespace that has nothing but a loopback.
+    Move this process, between fork and exec, to namespaces of its own: a network that has nothing but a loopback, and the
+    files of this machine, read-only but for the directory ``writable`` (None for none); and give up most of what root may.
 
     Without the loopback up, Linux would let it bind any address. That it cannot is tried, not believed: a component
     that could bind would go on and start.
     """
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if LIBC.unshare(CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "unshare")
+    _checked(LIBC.unshare(CLONE_NEWNET | CLONE_NEWNS), "unshare")
+    _set_mounts(b"/", MountAttributes(set=READ_ONLY, propagation=MS_PRIVATE))
+    if writable:
+        path = os.fsencode(writable)
+        _checked(LIBC.mount(path, path, None, MS_BIND, None), "mount")
+        _set_mounts(path, MountAttributes(clear=READ_ONLY))
+    for capability in range(64):
+        if capability not in KEPT and LIBC.prctl(PR_CAPBSET_DROP, capability):
+            break
+    LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    _without_network()
+
+
+def _set_mounts(path, attributes):
+    size = ctypes.sizeof(attributes)
+    _checked(LIBC.syscall(MOUNT_SETATTR, AT_FDCWD, path, AT_RECURSIVE, ctypes.byref(attributes), size), "mount_setattr")
+
+
+def _checked(failed, call):
+    if failed:
+        raise OSError(ctypes.get_errno(), call)
+
+
+def _without_network():
     with socket.socket() as one:
         fcntl.ioctl(one, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))
         try:

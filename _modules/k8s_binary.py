@@ -16,10 +16,10 @@ import tarfile
 import tempfile
 
 import requests
-import salt.utils.atomicfile
 import salt.utils.files
 from salt.exceptions import CommandExecutionError
 
+FETCH = ".fetch-"
 RECORD = ".installed.json"
 CHUNK = 1 << 20
 MODE = 0o755
@@ -230,7 +230,8 @@ def link(row):
 
 def stale(row):
     """
-    Return the releases (directories, list) of which so many are kept that these may go, the oldest first.
+    Return the releases (directories, list) of which so many are kept that these may go, the oldest first, and what fetches
+    left that were killed.
 
     row
         A row of ``releases``: ``directory`` that has one directory for each release, ``declared`` (release), ``homes`` of
@@ -252,7 +253,13 @@ def stale(row):
             used.add(__salt__["k8s_generation.release"](home, link=f"generations/{os.path.basename(path)}"))
     idle = sorted((entry for entry in found if entry.name not in used), key=lambda entry: entry.stat().st_mtime)
     surplus = len(found) - row["keep"]
-    return [entry.path for entry in idle][: max(surplus, 0)]
+    return [entry.path for entry in idle][: max(surplus, 0)] + _left(row["directory"])
+
+
+def _left(directory):
+    """Return the scratch directories of processes that are gone."""
+    found = sorted(glob.glob(os.path.join(glob.escape(directory), "*", "bin", f"{FETCH}*")))
+    return [path for path in found if not os.path.isdir(f"/proc/{os.path.basename(path).removeprefix(FETCH).split('-')[0]}")]
 
 
 def remove(row):
@@ -296,7 +303,7 @@ def install(row):
     with _told(row["directory"]):
         __salt__["k8s_owners.make"](row["directory"])
         algorithm, wanted = _parse(row) if row["checksum"] else _published(row)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=row["directory"]) as scratch:
+        with tempfile.TemporaryDirectory(prefix=f"{FETCH}{os.getpid()}-", dir=row["directory"]) as scratch:
             fetched = os.path.join(scratch, os.path.basename(row["source"]))
             _fetch(row, fetched)
             sums = _hash(fetched, algorithm)
@@ -432,7 +439,7 @@ def _place(row, paths, source):
         sums = found[name]
         os.chmod(path, MODE)
         target = os.path.join(row["directory"], name)
-        os.replace(path, target)
+        __salt__["k8s_durable.move"](path, target)
         entries[name] = {"sha256": sums["sha256"], "source": source, "stat": _stat(target)}
     _remember(row["directory"], entries)
     return sorted(entries)
@@ -475,5 +482,5 @@ def _record(directory):
 
 
 def _remember(directory, entries):
-    with salt.utils.atomicfile.atomic_open(os.path.join(directory, RECORD), "w") as handle:
-        json.dump({**_record(directory), **entries}, handle, indent=1, sort_keys=True)
+    text = json.dumps({**_record(directory), **entries}, indent=1, sort_keys=True)
+    __salt__["k8s_durable.write"](os.path.join(directory, RECORD), text, mode="0644")

@@ -11,7 +11,7 @@ import re
 
 import salt.utils.files
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from salt.exceptions import CommandExecutionError
 
@@ -19,6 +19,7 @@ DAY = datetime.timedelta(days=1)
 BLOCK = re.compile(r"-----BEGIN [A-Z ]+-----.*?-----END [A-Z ]+-----", re.S)
 # At the beginning of a line: inside a YAML or JSON document a PEM block is a value, quoted or indented.
 FIRST = re.compile(r"^-----BEGIN (?:X509 )?CERTIFICATE-----", re.M)
+UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm)  # of a curve that cryptography does not know, too
 USAGES = {
     "serverAuth": x509.ExtendedKeyUsageOID.SERVER_AUTH,
     "clientAuth": x509.ExtendedKeyUsageOID.CLIENT_AUTH,
@@ -216,7 +217,7 @@ def key_problem(text):
     """
     try:
         serialization.load_pem_private_key(text.encode(), password=None)
-    except (ValueError, TypeError) as exc:
+    except UNREADABLE as exc:
         return f"not a usable private key ({type(exc).__name__})"
     return None
 
@@ -240,7 +241,7 @@ def public_keys(text):
                 key = serialization.load_pem_private_key(block.encode(), password=None).public_key()
             else:
                 key = serialization.load_pem_public_key(block.encode())
-        except (ValueError, TypeError):
+        except UNREADABLE:
             continue
         found.append(hashlib.sha256(_public_bytes(key)).hexdigest())
     return found
@@ -320,9 +321,16 @@ def _authority(certificate):
 
 def _certificates(text):
     try:
-        return x509.load_pem_x509_certificates(text.encode())
+        found = x509.load_pem_x509_certificates(text.encode())
+        for certificate in found:
+            certificate.public_key()
+    except UnsupportedAlgorithm as exc:
+        raise CommandExecutionError(
+            f"its key is of a kind that nothing here can read ({exc}); expected RSA, or EC P-256"
+        ) from exc
     except ValueError as exc:
         raise CommandExecutionError("it is not a PEM certificate") from exc
+    return found
 
 
 def _leaf(text):
@@ -370,7 +378,7 @@ def _authority_problems(chain, authority, now):
 def _signed(certificate, issuer):
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError):
+    except (InvalidSignature, *UNREADABLE):
         return False
     return True
 

@@ -9,7 +9,6 @@ import re
 import sys
 import time
 
-import salt.utils.atomicfile
 import salt.utils.files
 from salt.exceptions import CommandExecutionError
 
@@ -213,9 +212,7 @@ def install_unit(row):
     """
     path = f"{UNITS}/{row['name']}.service"
     if unit_differs(row):
-        with salt.utils.atomicfile.atomic_open(path, "w") as handle:
-            handle.write(_text(f"{row['home']}/live/unit"))
-        os.chmod(path, UNIT_MODE)
+        __salt__["k8s_durable.write"](path, _text(f"{row['home']}/live/unit"), mode=f"{UNIT_MODE:o}", user="root", group="root")
         if process(row["name"])["enabled"]:
             _systemctl("daemon-reload")
             return True

@@ -8,6 +8,7 @@ one, so that at each moment every API server can read what any other one writes.
 import base64
 import json
 import subprocess
+import time
 import urllib.parse
 
 import salt.utils.files
@@ -18,6 +19,7 @@ FLAG = "encryption-provider-config"
 PLAIN = ["identity", ""]
 MARK = b"k8s:enc:"
 PAGE = 200
+TRIES = 3
 # Where what the API server has compiled in lies in etcd, if not under its plural (k8s.io/kubernetes 1.37.2,
 # pkg/kubeapiserver/default_storage_factory_builder.go, SpecialDefaultResourcePrefixes).
 PLACES = {
@@ -377,9 +379,11 @@ def _stored(row, prefix):
     end, last = prefix[:-1] + bytes([prefix[-1] + 1]), None
     while True:  # each page begins with the last key of the one before: what follows it at once is no argument of a process
         command = [row["etcdctl"], "get", last or prefix, end, f"--limit={PAGE}", "--write-out=json"]
-        answer = subprocess.run(
-            command, env=__salt__["k8s_etcdctl.environment"](row), capture_output=True, text=True, check=False, timeout=60
-        )
+        environment = __salt__["k8s_etcdctl.environment"](row)
+        try:
+            answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+        except (OSError, subprocess.TimeoutExpired) as exc:
+            raise CommandExecutionError(f"etcd cannot be asked what it holds: {exc}") from exc
         if answer.returncode:
             raise CommandExecutionError(f"etcd cannot be asked what it holds: {answer.stderr.strip()[-300:]}")
         pairs = json.loads(answer.stdout).get("kvs", [])
@@ -405,10 +409,21 @@ def _collection(row, resource):
 
 
 def _asked(row, resource, path):
-    answer = __salt__["k8s_health.api"](row, path)
+    answer = _answer(row, path)
     if answer["status"] != 200:
         raise CommandExecutionError(f"{resource}: the API server said {answer['status']} to {path}")
     return json.loads(answer["body"])
+
+
+def _answer(row, path, **words):
+    """Return the API server's answer; of thousands of connections one may break, so it is asked again."""
+    for left in reversed(range(TRIES)):
+        try:
+            return __salt__["k8s_health.api"](row, path, **words)
+        except OSError as exc:
+            if not left:
+                raise CommandExecutionError(f"{path}: the API server does not answer: {exc}. Run this again.") from exc
+            time.sleep(1)
 
 
 def _put_back(row, collection, place):
@@ -416,11 +431,11 @@ def _put_back(row, collection, place):
     namespace, _, name = place.rpartition("/")
     path = f"{root}/{f'namespaces/{namespace}/' if namespace else ''}{plural}/{urllib.parse.quote(name, safe='')}"
     for _ in range(5):
-        answer = __salt__["k8s_health.api"](row, path)
+        answer = _answer(row, path)
         if answer["status"] == 404:  # removed meanwhile
             return
         if answer["status"] == 200:
-            answer = __salt__["k8s_health.api"](row, path, method="PUT", body=answer["body"])
+            answer = _answer(row, path, method="PUT", body=answer["body"])
         if answer["status"] in (200, 404):
             return
         if answer["status"] != 409:  # somebody else wrote it meanwhile

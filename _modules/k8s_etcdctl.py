@@ -224,6 +224,22 @@ def closed(server):
     return None
 
 
+def must_answer():
+    """
+    Return the sentence (str) for whoever must ask etcd before going on and got no answer: how to make it answer.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_etcdctl.must_answer
+    """
+    return (
+        "Nothing goes on without that answer, so let etcd answer first: `salt 'controller-*' k8s_health.status` says which "
+        "member or API server does not serve, and why. Then run this again."
+    )
+
+
 def leads():
     """
     Return whether this node's etcd member is the leader; False, too, where that cannot be told.

@@ -19,7 +19,6 @@ import shutil
 import tempfile
 import time
 
-import salt.utils.atomicfile
 import salt.utils.files
 import yaml
 from salt.exceptions import CommandExecutionError
@@ -378,14 +377,15 @@ def prepare(row):
     scratch = tempfile.mkdtemp(prefix=".prepare-", dir=parent)
     try:
         for file, entry in files.items():
-            _write(os.path.join(scratch, file), entry, group)
+            path, owner = os.path.join(scratch, file), {"user": "root", "group": row["group"]}
+            __salt__["k8s_durable.write"](path, entry["text"], mode=entry["mode"], **owner)
         os.chown(scratch, 0, group)
         os.chmod(scratch, DIRECTORY_MODE)
         os.rename(scratch, os.path.join(parent, name))
     except OSError as exc:
         shutil.rmtree(scratch, ignore_errors=True)
         raise CommandExecutionError(f"{scratch}: {exc.strerror}. Nothing was promoted.") from exc
-    _sync(parent)
+    __salt__["k8s_durable.sync"](parent)
     prune(row["home"], max(row["keep_generations"], 2) + 1)
     return name
 
@@ -421,7 +421,7 @@ def promote(home, name, link="live"):
     except OSError as exc:
         leads_to = _target(home, link) or "nothing"
         raise CommandExecutionError(f"{home}/{link}: {exc.strerror}; it still leads to {leads_to}, not to {name}.") from exc
-    _sync(home)
+    __salt__["k8s_durable.sync"](home)
     return True
 
 
@@ -464,9 +464,8 @@ def remember_failure(home, name, reason):
 
         salt 'controller-1' k8s_generation.remember_failure /var/lib/kubernetes 3f9c0d1e2b3a4c5d 'it crashed'
     """
-    with salt.utils.files.set_umask(0o077), salt.utils.atomicfile.atomic_open(os.path.join(home, FAILED), "w") as handle:
-        json.dump({**failures(home), name.partition(".")[0]: reason}, handle, indent=1)
-    return True
+    text = json.dumps({**failures(home), name.partition(".")[0]: reason}, indent=1)
+    return __salt__["k8s_durable.write"](os.path.join(home, FAILED), text)
 
 
 def forget_failures(home):
@@ -673,7 +672,10 @@ def _pillar(reference, missing_ok=False):
     for part in reference.split(":"):
         value = value.get(part) if hasattr(value, "get") else None
     if isinstance(value, bytes):
-        value = value.decode()
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            raise CommandExecutionError(f"pillar {reference}: its bytes are no UTF-8 text.") from None
     if isinstance(value, str) or (value is None and missing_ok):
         return value
     raise CommandExecutionError(f"pillar {reference}: missing, or not a text.")
@@ -753,24 +755,6 @@ def _gid(group):
         return grp.getgrnam(group).gr_gid
     except KeyError as exc:
         raise CommandExecutionError(f"group {group} does not exist; apply kubernetes_controller.prepare first.") from exc
-
-
-def _write(path, entry, group):
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        os.fchown(handle, 0, group)
-        os.fchmod(handle, int(entry["mode"], 8))
-        file.write(entry["text"])
-        file.flush()
-        os.fsync(handle)
-
-
-def _sync(directory):
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # -- comparing --------------------------------------------------------------------------------------------------------

@@ -182,7 +182,7 @@ def api(row, path, method="GET", body=None, content_type="application/json"):
     path, method, body, content_type
         The request; ``body`` is a str.
 
-    Raises CommandExecutionError when the API server has no front proxy certificate.
+    Raises CommandExecutionError when the API server has no front proxy certificate, and OSError when it does not answer.
 
     CLI Example:
 
@@ -198,7 +198,10 @@ def api(row, path, method="GET", body=None, content_type="application/json"):
             "requestheader-client-ca-file), so the formula cannot ask it"
         )
     headers = {**FORMULA_USER, "Content-Type": content_type, "Accept": "application/json"}
-    answer = _ask(row, flags, path, method=method, body=body, headers=headers, pair=pair)
+    try:
+        answer = _ask(row, flags, path, method=method, body=body, headers=headers, pair=pair)
+    except http.client.HTTPException as exc:
+        raise ConnectionError(f"{path}: the API server's answer broke off: {str(exc) or type(exc).__name__}") from exc
     return {"status": answer["status"], "body": answer["body"]}
 
 

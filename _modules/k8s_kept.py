@@ -13,7 +13,6 @@ import fcntl
 import glob
 import os
 import re
-import tempfile
 
 import salt.utils.files
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -40,13 +39,7 @@ def write(path, text):
 
         salt-run salt.cmd k8s_kept.write /srv/kubernetes_controller/pki/brought/NAME "$(cat certificate)"
     """
-    handle, scratch = tempfile.mkstemp(prefix=SCRATCH, dir=os.path.dirname(path))
-    with os.fdopen(handle, "w", **EXACTLY) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(handle)
-    move(scratch, path)
-    return True
+    return __salt__["k8s_durable.write"](path, text)
 
 
 def move(source, target):
@@ -62,14 +55,7 @@ def move(source, target):
 
         salt-run salt.cmd k8s_kept.move /srv/kubernetes_controller/pki/brought/a.crt /srv/kubernetes_controller/pki/brought/b.crt
     """
-    os.replace(source, target)
-    for directory in dict.fromkeys(map(os.path.dirname, (target, source))):
-        handle = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    return True
+    return __salt__["k8s_durable.move"](source, target)
 
 
 def keep(directory, path, name=None, stamp=None, most=None):

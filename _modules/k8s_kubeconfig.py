@@ -4,9 +4,7 @@ Build, compare and write kubeconfigs.
 
 import base64
 import os
-import shutil
 
-import salt.utils.atomicfile
 import salt.utils.files
 import yaml
 from salt.exceptions import CommandExecutionError
@@ -132,16 +130,10 @@ def write(name, text, mode="0600", user=None, group=None, keep=None):
     if keep and os.path.isfile(name) and _read(name) != text:
         with __salt__["k8s_kept.locked"](keep):
             __salt__["k8s_kept.keep"](keep, name, name="admin/kubeconfig", most=KEPT)
-    with salt.utils.files.set_umask(0o077), salt.utils.atomicfile.atomic_open(name, "w") as handle:
-        os.fchmod(handle.fileno(), int(mode, 8))
-        handle.write(text)
-    os.chmod(name, int(mode, 8))
-    if user or group:
-        try:
-            shutil.chown(name, user, group)
-        except LookupError as exc:
-            raise CommandExecutionError(f"{name}: {exc}") from exc
-    return True
+    try:
+        return __salt__["k8s_durable.write"](name, text, mode=mode, user=user, group=group)
+    except LookupError as exc:
+        raise CommandExecutionError(f"{name}: {exc.args[0]}") from exc
 
 
 def certificate(text):

@@ -18,6 +18,7 @@ import secrets
 
 import salt.utils.files
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -572,7 +573,7 @@ def _read(path):
 def _key(path):
     try:
         return serialization.load_pem_private_key(_read(path).encode(), password=None)
-    except (ValueError, TypeError) as exc:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
         kind = type(exc).__name__
         raise CommandExecutionError(f"{path}: not a usable private key ({kind}). Restore it from a backup.") from exc
 

@@ -13,7 +13,6 @@ import shutil
 import time
 import urllib.parse
 
-import salt.utils.atomicfile
 import salt.utils.files
 from salt.exceptions import CommandExecutionError
 
@@ -22,6 +21,10 @@ PUBLISHED = "published.json"
 EDITION = 2  # of what is published: grows with it, so that a node tells it anew at once
 REPUBLISH_S = 3600  # etcd may have been restored from before
 PATIENCE_S = 20
+NO_ACCESS = (
+    "An API server with it would reach no etcd: declare a certificate that a CA of etcd's (--trusted-ca-file) signed, and the CA "
+    "that signed etcd's own."
+)
 OWN = ("service-account", "client-ca")
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 (compared with, not bound)
 
@@ -51,6 +54,7 @@ def check(changing, components):
             found["warnings"] += answer["warnings"]
             found["errors"] += __salt__["k8s_host.ports"](changing[name])
         found["errors"] += __salt__["k8s_host.disk"](changing)
+        found["errors"] += _told(_memory, components)
         asked = components.get("kube-apiserver") or next(iter(components.values()))
         others = __salt__["k8s_skew.neighbours"](asked, drafts.get("kube-apiserver"))
         found["errors"] += versions(components, others)
@@ -145,9 +149,11 @@ def etcd(components, directory=None):
         if "etcd" in components or not silent:
             return []
     listed = "; ".join(f"{server}: {said}" for server, said in silent.items())
+    refused = any(CERTIFICATE_TROUBLE.search(said) for said in silent.values())
     return [
         f"kubernetes_controller:etcd:servers: {len(answers) - len(silent)} of {len(answers)} answer the declared client "
-        f"certificate of kube-apiserver, expected a majority. {listed}. {__salt__['k8s_skew.override']('etcd')}"
+        f"certificate of kube-apiserver, expected a majority. {listed}. "
+        + (NO_ACCESS if refused else __salt__["k8s_etcdctl.must_answer"]())
     ]
 
 
@@ -187,9 +193,7 @@ def publish(components=None):
     key = _record(row, __opts__["id"])
     if __salt__["k8s_etcdctl.get"](row, key).get(key) != text:
         __salt__["k8s_etcdctl.put"](row, key, text)
-    with salt.utils.atomicfile.atomic_open(memory, "w") as handle:
-        json.dump({"live": live, "edition": EDITION, "at": time.time()}, handle)
-    return True
+    return __salt__["k8s_durable.write"](memory, json.dumps({"live": live, "edition": EDITION, "at": time.time()}))
 
 
 def not_accepted(components, others=None, drafts=None):
@@ -251,10 +255,9 @@ def _refused(row, things, serving, directory, live):
         except (CommandExecutionError, ValueError) as exc:
             if not serving and not __salt__["k8s_health.serves"]({**row["api"], "probe": {"path": "/readyz"}}):
                 return []  # a cluster that is down can always be repaired
-            return [
-                f"what the other controllers accept of the new keys or CAs could not be read from etcd: {exc}. "
-                f"{__salt__['k8s_skew.override']('overlap')}"
-            ]
+            again = "Have it told anew: `salt 'controller-*' k8s_preflight.publish`."
+            way = again if isinstance(exc, ValueError) else __salt__["k8s_etcdctl.must_answer"]()
+            return [f"what the other controllers accept of the new keys or CAs could not be read from etcd: {exc}. {way}"]
         unknown = [minion for minion in serving if kinds - set(records.get(minion, {})) and not row["adopt"]]
         if not unknown or time.monotonic() > deadline:  # one that was just installed publishes after its gate
             break
@@ -263,7 +266,7 @@ def _refused(row, things, serving, directory, live):
     for minion in unknown:
         refusals.append(
             f"{minion}: not known what it accepts of {', '.join(thing['said'] for thing in things.values())}; apply the formula "
-            f"there first, or say `salt {minion} k8s_preflight.publish`. {__salt__['k8s_skew.override']('overlap')}"
+            f"there first, or say `salt {minion} k8s_preflight.publish`."
         )
     return refusals
 
@@ -304,6 +307,10 @@ def _problems(row, directory):
     errors += _told(__salt__["k8s_clients.cut_off"], row, directory)
     answer = __salt__["k8s_ask_binary.problems"](row, directory)
     return {"errors": errors + answer["errors"], "warnings": answer["warnings"]}
+
+
+def _memory(components):
+    return __salt__["k8s_host.memory"](components, __salt__["k8s_rehearsal.due"](components))
 
 
 def _told(part, *args):
@@ -437,8 +444,8 @@ def _lost_keys(row, directory):
             lost.setdefault((kind, key, what), []).append(resource)
     return [
         f"kubernetes_controller:encryption: {kind} key {key} of the live configuration is {what} for {', '.join(resources)}: "
-        "what it encrypted would be unreadable. Put it back, or, when nothing is stored under it any more, say so for "
-        'one run with pillar=\'{"kubernetes_controller": {"rollout": {"drop_encryption_keys": true}}}\'.'
+        "what it encrypted would be unreadable. Put it back. Another key takes its place step by step, and all is written anew "
+        "before the old one goes: docs/operations.md, Rotating encryption keys."
         for (kind, key, what), resources in sorted(lost.items())
     ]
 

@@ -5,17 +5,23 @@ They run on the stage (``k8s_stage``) with exact binaries, flags, files, users a
 data; only etcd is exchanged. What passed is remembered beside the generation, and only that is ever promoted.
 """
 
+import contextlib
 import json
+import math
 import os
 import time
 
-import salt.utils.atomicfile
 import salt.utils.files
 from salt.exceptions import CommandExecutionError
 
 STAMPS = "rehearsed.json"
 API, CONTROLLERS = "kube-apiserver", ("kube-controller-manager", "kube-scheduler")
 ORDER = ("etcd", API, *CONTROLLERS)
+LEAST_MIB, FOR_DATA, MIB = 2048, 4, 1 << 20  # four processes take 700 to 900 MiB, and what they read several times over
+CORRECT = (
+    "Correct what is declared: without a rehearsal the cluster would meet the same. What only lacked time gets more with "
+    "kubernetes_controller:rollout:rehearsal:timeout_s."
+)
 SLOW_S = 12  # a copy of large data takes longer to be ready; until then it is looked why
 
 
@@ -25,6 +31,12 @@ class Failed(CommandExecutionError):
     def __init__(self, component, said):
         self.component = component
         super().__init__(said)
+
+
+class NoStage(CommandExecutionError):
+    """The rehearsal could not be held, and nothing was judged."""
+
+    dispensable = True
 
 
 def due(components):
@@ -109,8 +121,8 @@ def perform(components, names):
     names
         Components (list) whose declared generation is rehearsed; it is prepared first.
 
-    Returns ``seconds`` and ``said``. Raises CommandExecutionError with the reason, and with the component at fault as its
-    ``component`` where one is.
+    Returns ``seconds`` and ``said``. Raises CommandExecutionError with the reason: with the component at fault as its
+    ``component`` where one is, and with ``dispensable`` where the machine had no stage for it.
 
     CLI Example:
 
@@ -121,21 +133,72 @@ def perform(components, names):
     tell, asked = __salt__["k8s_component.tell"], components[names[0]]["rehearsal"]
     started, cast = time.monotonic(), _cast(components, names)
     tell(", ".join(names), "rehearsal", f"of {', '.join(cast[name] for name in names)} begins")
-    deadline = started + asked["timeout_s"]
-    place = __salt__["k8s_stage.build"](_addresses(components))
+    place = _build(_addresses(components), asked["timeout_s"] + asked["window_s"])
+    deadline = time.monotonic() + asked["timeout_s"]
     try:
         data = _data(components, cast, names, place)
+        memory_max_mib = asked["memory_max_mib"] or _enough_mib(data)
+        __salt__["k8s_stage.bound"](memory_max_mib)
         said = _play(components, cast, names, data, deadline)
     except OSError as exc:  # no room in /run, for instance
-        raise CommandExecutionError(f"{exc.filename or place}: {exc.strerror}") from exc
+        raise NoStage(f"{exc.filename or place}: {exc.strerror}") from exc
     except CommandExecutionError as exc:
-        tell(getattr(exc, "component", names[0]), "rehearsal", f"failed: {exc}", result="failed")
-        raise
+        short = __salt__["k8s_stage.out_of_memory"]()
+        said = NoStage(_out_of_memory(short, memory_max_mib)) if short else exc
+        tell(getattr(said, "component", names[0]), "rehearsal", f"failed: {said}", result="failed")
+        raise said from exc
     finally:
         __salt__["k8s_stage.leave"]()
     tell(", ".join(names), "rehearsal", said, seconds=round(time.monotonic() - started, 1))
     _stamp(components, cast, names, data)
     return {"seconds": round(time.monotonic() - started, 1), "said": said}
+
+
+def way_out(error):
+    """
+    Return the sentences (str) that tell why a rehearsal failed and what leads on. An override is among them only where the
+    machine had no stage for it: what failed there by its own fault, or on this cluster's data, would fail beside them, too.
+
+    error
+        What ``perform`` raised.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_rehearsal.way_out 'ip: no such command'
+    """
+    said, component = str(error), getattr(error, "component", None)
+    if component:
+        said = f"{component}: {said.rstrip('.')}. Nothing was touched. {CORRECT}"
+    elif getattr(error, "dispensable", False):
+        once = __salt__["k8s_skew.override"]({"rehearsal": {"enabled": False}})
+        said = f"{said.rstrip('.')}. Nothing was touched. {once}"
+    else:
+        said = f"{said.rstrip('.')}. Nothing was touched."
+    return said
+
+
+def data_mib(components):
+    """
+    Return the size in MiB (int) of the data that a rehearsal would copy; 0 for none, also where etcd does not say.
+
+    components
+        Rows of the configuration's ``components`` (dict).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_rehearsal.data_mib "$COMPONENTS"
+    """
+    for row in _sources(components):
+        if row["rehearsal"]["data"] == "empty":
+            return 0
+        with contextlib.suppress(CommandExecutionError):
+            if size := __salt__["k8s_snapshot.size_mib"](row):
+                return size
+    return 0
 
 
 # -- what there is to rehearse ----------------------------------------------------------------------------------------
@@ -169,6 +232,15 @@ def _addresses(components):
     return sorted(address for address in found if not address.lower().startswith("fe80"))
 
 
+def _build(addresses, patience_s):
+    try:
+        return __salt__["k8s_stage.build"](addresses, patience_s)
+    except OSError as exc:
+        raise NoStage(f"{exc.filename or 'the stage'}: {exc.strerror}") from exc
+    except CommandExecutionError as exc:
+        raise NoStage(str(exc)) from exc
+
+
 def _data(components, cast, names, place):
     """
     Return the path of a copy of the data that the declared API server will read, or None for none.
@@ -183,11 +255,25 @@ def _data(components, cast, names, place):
         try:
             return __salt__["k8s_snapshot.save"](row, f"{place}/snapshot.db", asked["max_mib"], directory=declared)
         except CommandExecutionError as exc:
-            reasons.append(str(exc))
+            reasons.append(exc)
     if reasons and _data_serves(components):
+        given = [reason for reason in reasons if not getattr(reason, "unanswered", False)]
         once = __salt__["k8s_skew.override"]({"rehearsal": {"data": "empty"}})
-        raise CommandExecutionError(f"{reasons[0].rstrip('.')}. {once}")
+        raise CommandExecutionError(f"{str(given[0]).rstrip('.')}. {once}" if given else str(reasons[0])) from reasons[0]
     return None  # nothing serves here: a cluster that is down can always be repaired
+
+
+def _enough_mib(data):
+    """Return the MiB of memory that no rehearsal needs on this data (path of a snapshot, or None), without the copy itself."""
+    return LEAST_MIB + FOR_DATA * math.ceil(os.path.getsize(data) / MIB if data else 0)
+
+
+def _out_of_memory(units, memory_max_mib):
+    return (
+        f"{', '.join(units)} was ended as there was no memory left: all that is rehearsed may take {memory_max_mib} MiB "
+        "(kubernetes_controller:rollout:rehearsal:memory_max_mib; 0 for a number that grows with etcd's data), and must find "
+        "it on this node. Free memory here, or raise it; the generation itself was not judged"
+    )
 
 
 def _sources(components):
@@ -395,7 +481,7 @@ def _stamp(components, cast, names, data):
         there = {_bare(generation) for generation in os.listdir(os.path.join(home, "generations"))}
         known = {digest: known for digest, known in _stamps(home).items() if digest in there}
         try:
-            with salt.utils.files.set_umask(0o077), salt.utils.atomicfile.atomic_open(os.path.join(home, STAMPS), "w") as handle:
-                json.dump({**known, _bare(cast[name]): stamp}, handle, indent=1)
+            text = json.dumps({**known, _bare(cast[name]): stamp}, indent=1)
+            __salt__["k8s_durable.write"](os.path.join(home, STAMPS), text)
         except OSError as exc:
             raise CommandExecutionError(f"{home}/{STAMPS}: {exc.strerror}. Nothing was promoted.") from exc

@@ -12,6 +12,14 @@ import time
 from salt.exceptions import CommandExecutionError
 
 MIB = 1 << 20
+
+
+class Unanswered(CommandExecutionError):
+    """etcd could not be asked, or not for all of it; the sentence says what to do."""
+
+    unanswered = True
+
+
 ROOM = 2.2  # the snapshot, and what is restored from it
 
 
@@ -28,7 +36,8 @@ def save(row, target, max_mib=None, directory=None):
     directory
         Where the row's declared generation is prepared, if the data are those that it will read (default: the live one's).
 
-    Raises CommandExecutionError when etcd cannot be asked, and with the pillar key when the data is too large.
+    Raises CommandExecutionError with the pillar key when the data is too large; one with ``unanswered`` (True) when etcd
+    cannot be asked, with how to make it answer.
 
     CLI Example:
 
@@ -51,7 +60,29 @@ def save(row, target, max_mib=None, directory=None):
             return target
         lines = [line for line in answer.stderr.splitlines() if line.strip()]
         complaint = lines[-1][:300] if lines else f"etcdctl ended with status {answer.returncode}"
-    raise CommandExecutionError(f"etcd gives no copy of its data: {complaint}")
+    raise Unanswered(f"etcd gives no copy of its data: {complaint.rstrip('.')}. {__salt__['k8s_etcdctl.must_answer']()}")
+
+
+def size_mib(row):
+    """
+    Return the size of the cluster's data in MiB (int), or None where no server of etcd says.
+
+    row
+        A row of the configuration's ``components``; its live identity is used.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_snapshot.size_mib "$ROW"
+    """
+    environment = __salt__["k8s_etcdctl.environment"](row)
+    for server in environment["ETCDCTL_ENDPOINTS"].split(","):
+        asked = {**environment, "ETCDCTL_ENDPOINTS": server}
+        answer = _run([row["etcdctl"], "endpoint", "status", "--write-out=json"], asked)
+        if answer.returncode == 0:
+            return round(json.loads(answer.stdout)[0]["Status"]["dbSize"] / MIB)
+    return None
 
 
 def keep(row, label):
@@ -80,17 +111,27 @@ def keep(row, label):
     except OSError as exc:
         said = f"{directory}: {exc.strerror} (kubernetes_controller:rollout:snapshots:directory). {once}"
         raise CommandExecutionError(said) from exc
+    for left in glob.glob(f"{directory}/etcd-*-before-*.db.part"):  # of an etcdctl that was killed: the turn has one holder
+        os.unlink(left)
     target = f"{directory}/etcd-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-before-{label}.db"
     try:
         save(row, target)
         etcdutl = os.path.join(os.path.dirname(row["etcdctl"]), "etcdutl")
         answer = _run([etcdutl, "snapshot", "status", target, "--write-out=json"], {})
         if answer.returncode or not json.loads(answer.stdout).get("totalKey"):
-            raise CommandExecutionError(f"{target} is not a good snapshot: {(answer.stderr or answer.stdout).strip()[-300:]}")
+            said = (answer.stderr or answer.stdout).strip()[-300:].rstrip(".")
+            raise Unanswered(
+                f"{target} is not a good snapshot: {said}. The data of this cluster may be damaged: compare its members (`salt "
+                "'controller-*' k8s_etcd_members.status`) before anything else."
+            )
     except CommandExecutionError as exc:
         if os.path.exists(target):
             os.unlink(target)
+        if getattr(exc, "unanswered", False):
+            raise
         raise CommandExecutionError(f"{str(exc).rstrip('.')}. {once}") from exc
+    __salt__["k8s_durable.sync"](target)
+    __salt__["k8s_durable.sync"](directory)
     for stale in sorted(glob.glob(f"{directory}/etcd-*-before-*.db"))[:-number]:
         os.unlink(stale)
     return target

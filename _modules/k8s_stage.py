@@ -2,6 +2,9 @@
 The stage of a rehearsal: a network namespace with the node's addresses and no way out, units that run prepared
 generations in it as the real ones run, and a throw-away etcd with a copy of the data. Everything is below /run.
 
+All that runs there is in one slice, with bounded memory and little weight: what serves comes first, and where the machine runs
+out of memory all the same, the kernel ends the rehearsal.
+
 Nothing here decides anything; ``k8s_rehearsal`` does. ``clear`` removes whatever an earlier rehearsal left.
 """
 
@@ -23,7 +26,10 @@ PLACE = "/run/kubernetes-rehearsal"
 NAMESPACE = "kubernetes-rehearsal"
 UNIT = "kubernetes-rehearsal-{}"
 UNITS = "/run/systemd/system"
-LIFETIME_S = 600  # an abandoned process ends by itself
+SLICE = "kubernetes_rehearsal.slice"  # beside system.slice: one with a hyphen would be within another
+LITTLE = 20  # of processor time and disk, where system.slice has 100
+FIRST_TO_GO = 900  # the kernel's oom_score_adj; whatever serves has 0 or less
+SPARE_S = 60  # beyond the rehearsal's own deadlines; an abandoned process ends by itself
 PASSABLE = 0o711  # what lies below is for its component alone
 CLONE_NEWNET = 0x40000000
 ETCD_URL = "http://127.0.0.1:12379"
@@ -55,6 +61,11 @@ def clear():
         _run(["systemctl", "reset-failed", *names])
         for name in names:
             os.unlink(f"{UNITS}/{name}")
+    if os.path.exists(f"{UNITS}/{SLICE}"):
+        _run(["systemctl", "stop", SLICE])
+        os.unlink(f"{UNITS}/{SLICE}")
+        names.append(SLICE)
+    if names:
         _run(["systemctl", "daemon-reload"])
     if os.path.exists(f"/run/netns/{NAMESPACE}"):
         _checked(["ip", "netns", "delete", NAMESPACE])
@@ -80,19 +91,23 @@ def sweep():
         return clear()
 
 
-def build(addresses):
+def build(addresses, patience_s):
     """
-    Make an empty stage: the directory, and the network namespace with ``addresses`` (list of str) on its loopback.
+    Make an empty stage: the directory, and the network namespace with ``addresses`` on its loopback. Returns the directory.
 
-    One rehearsal has the stage at a time; another one of this node waits for it. Returns the directory.
+    addresses
+        Of the node (list of str).
+    patience_s
+        One rehearsal has the stage at a time; another one of this node waits for it for so many seconds, and what a rehearsal
+        at most takes.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt 'controller-1' k8s_stage.build '["10.8.0.101"]'
+        salt 'controller-1' k8s_stage.build '["10.8.0.101"]' 120
     """
-    _own_the_stage()
+    _own_the_stage(patience_s + SPARE_S)
     clear()
     try:
         os.makedirs(PLACE)
@@ -106,6 +121,43 @@ def build(addresses):
         leave()
         raise
     return PLACE
+
+
+def bound(memory_max_mib):
+    """
+    Bound what all that runs on the stage takes from the machine: its memory, and its share of processors and disks.
+
+    memory_max_mib
+        MiB. Who takes more is ended; nothing of it is swapped out.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_stage.bound 2048
+    """
+    limits = {"CPUWeight": LITTLE, "IOWeight": LITTLE, "MemoryMax": f"{memory_max_mib}M", "MemorySwapMax": 0}
+    text = __salt__["k8s_config.unit_text"]({"unit": {"Unit": {"Description": "Rehearsal"}, "Slice": limits}})
+    os.makedirs(UNITS, exist_ok=True)
+    with salt.utils.files.fopen(f"{UNITS}/{SLICE}", "w", encoding="utf-8") as handle:
+        handle.write(text)
+    _checked(["systemctl", "daemon-reload"])
+    return True
+
+
+def out_of_memory():
+    """
+    Return the units (list) of the stage that were ended as there was no memory left, for them or on the machine.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_stage.out_of_memory
+    """
+    names = [os.path.basename(path) for path in sorted(glob.glob(f"{UNITS}/{UNIT.format('*')}.service"))]
+    shown = {name: _run(["systemctl", "show", "--value", "-p", "Result", name]).stdout.strip() for name in names}
+    return [name for name, result in shown.items() if result == "oom-kill"]
 
 
 def leave():
@@ -252,7 +304,7 @@ def start(row, data=None, environment=None):
         "ReadWritePaths": [path for path in _listed(service.get("ReadWritePaths")) if path.lstrip("-+") not in scratch],
         "NetworkNamespacePath": f"/run/netns/{NAMESPACE}",
         "Restart": "no",
-        "RuntimeMaxSec": LIFETIME_S,
+        **_lesser(row),
     }
     service = {key: value for key, value in service.items() if value != []}
     unit = {"Unit": {"Description": f"Rehearsal of {row['name']}"}, "Service": service}
@@ -293,7 +345,7 @@ def start_plain_etcd(row, data):
         "PrivateTmp": True,
         "ProtectSystem": "full",
         "NoNewPrivileges": True,
-        "RuntimeMaxSec": LIFETIME_S,
+        **_lesser(row),
     }
     unit = {"Unit": {"Description": "Rehearsal of an etcd"}, "Service": service}
     return _start_unit(UNIT.format("etcd"), __salt__["k8s_config.unit_text"]({"unit": unit}))
@@ -334,12 +386,18 @@ def inside(function, *args, **kwargs):
     return answer["value"]
 
 
-def _own_the_stage():
+def _lesser(row):
+    """Return the settings of a unit by which it loses against what serves, and ends by itself when nobody ends it."""
+    lifetime_s = sum(row["rehearsal"][key] for key in ("timeout_s", "window_s")) + SPARE_S
+    return {"Slice": SLICE, "OOMScoreAdjust": FIRST_TO_GO, "RuntimeMaxSec": lifetime_s}
+
+
+def _own_the_stage(patience_s):
     """Wait for the lock; the kernel releases it when its holder dies."""
     if "k8s_stage_lock" in __context__:
         return
     lock = open(f"{PLACE}.lock", "w", encoding="ascii")  # noqa: SIM115 (open as long as the stage is ours)
-    deadline = time.monotonic() + LIFETIME_S
+    deadline = time.monotonic() + patience_s
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

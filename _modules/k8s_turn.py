@@ -19,6 +19,10 @@ PATIENCE_S = 5  # between two looks at who holds the turn
 SILENCE_S = 45  # an etcd that elects a leader, or a member that starts, is back before
 
 
+class Held(CommandExecutionError):
+    """Another node has the turn."""
+
+
 def take(row, directory=None):
     """
     Take the turn for a component of this node, waiting for it up to the pillar's deadline.
@@ -29,7 +33,8 @@ def take(row, directory=None):
         Where its generation is prepared, if nothing of it is live yet and something else is to be adopted.
 
     Returns a handle for ``release`` (the pid of the process that holds the lock). While it waits, the master is told
-    who holds the turn. Raises CommandExecutionError that names the holder and the override when it is not to be had.
+    who holds the turn. Raises CommandExecutionError when it is not to be had: with the holder and the override, or with what
+    etcd says and how to make it answer.
 
     CLI Example:
 
@@ -54,7 +59,8 @@ def take(row, directory=None):
         release(holder.pid)
         if not isinstance(exc, CommandExecutionError):
             raise
-        raise CommandExecutionError(f"{exc}; nothing was touched. {_override('turn')}") from exc
+        way = __salt__["k8s_skew.override"]("turn") if isinstance(exc, Held) else __salt__["k8s_etcdctl.must_answer"]()
+        raise CommandExecutionError(f"{exc}; nothing was touched. {way}") from exc
     return holder.pid
 
 
@@ -162,7 +168,8 @@ def neighbours_ready(row, directory=None):
             what = "Another etcd member would be down" if row["name"] == "etcd" else "Another API server would be down"
             raise CommandExecutionError(
                 f"{'; '.join(found)}. {what}. Nothing was changed. Waited {timeout_s} s "
-                f"(kubernetes_controller:rollout:turn:neighbours_timeout_s). {_override('neighbours')}"
+                f"(kubernetes_controller:rollout:turn:neighbours_timeout_s). Let it serve first: `salt 'controller-*' "
+                f"k8s_health.status` says what it lacks. {__salt__['k8s_skew.override']('neighbours')}"
             )
         time.sleep(1)
     return True
@@ -180,10 +187,6 @@ def _client(row, flags):
         flags = __salt__["k8s_generation.flags"](row["api"]["home"])
     pair = (flags.get("kubelet-client-certificate"), flags.get("kubelet-client-key"))
     return pair if all(pair) else None
-
-
-def _override(name):
-    return f'To go on all the same, once: pillar=\'{{"kubernetes_controller": {{"rollout": {{"ignore": ["{name}"]}}}}}}\'.'
 
 
 def _wait_for_turn(row, process, directory):
@@ -204,7 +207,10 @@ def _wait_for_turn(row, process, directory):
             if time.monotonic() - heard > SILENCE_S:
                 raise CommandExecutionError(f"etcd does not give the turn: {exc}") from exc
         if time.monotonic() >= deadline:
-            raise CommandExecutionError(f"the turn is held by {who}, after {timeout_s} s")
+            raise Held(
+                f"the turn is held by {who}, after {timeout_s} s. Wait until that run has ended; one that was killed gives it "
+                f"back within {row['turn']['ttl_s']} s"
+            )
         if who != shown:
             shown = who
             __salt__["k8s_component.tell"](row["name"], "turn", f"waits for the turn, which {who} holds")

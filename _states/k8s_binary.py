@@ -115,7 +115,8 @@ def linked(name, row):
 
 def pruned(name, row):
     """
-    Ensure that no more releases are kept on this node than the pillar says, the oldest going first.
+    Ensure that no more releases are kept on this node than the pillar says, the oldest going first, and nothing of a fetch
+    that was killed.
 
     name
         The directory of the releases, for people; what is done stands in ``row``.
@@ -140,4 +141,4 @@ def pruned(name, row):
         __salt__["k8s_binary.remove"](row)
     except OSError as exc:
         return ret | {"result": False, "comment": f"{exc.filename}: {exc.strerror}"}
-    return ret | {"changes": changes, "comment": f"{', '.join(gone)} was removed."}
+    return ret | {"changes": changes, "comment": f"{', '.join(gone)}: removed."}

@@ -256,10 +256,7 @@ def _rehearse(component, generation):
     try:
         __salt__["k8s_rehearsal.alone"](component)
     except CommandExecutionError as exc:
-        who = getattr(exc, "component", component["name"])
-        once = __salt__["k8s_skew.override"]({"rehearsal": {"enabled": False}})
-        said = f"the rehearsal failed: {who}: {str(exc).rstrip('.')}. Nothing was touched. {once}"
-        raise CommandExecutionError(said) from exc
+        raise CommandExecutionError(f"the rehearsal failed: {__salt__['k8s_rehearsal.way_out'](exc)}") from exc
 
 
 def _is_the_operators(component, changes):
@@ -330,9 +327,9 @@ def _turn(component, changes, generation):
         if "neighbours" not in component["ignore"]:
             __salt__["k8s_turn.neighbours_ready"](component, staged)
         if turn is not None and not __salt__["k8s_turn.held"](turn):
-            once = __salt__["k8s_skew.override"]("turn")
+            first = __salt__["k8s_etcdctl.must_answer"]()
             raise CommandExecutionError(
-                f"the turn was lost while waiting (is this node cut off from etcd?); nothing was touched. {once}"
+                f"the turn was lost while waiting (is this node cut off from etcd?); nothing was touched. {first}"
             )
         yield {"handle": turn}
     finally:
@@ -436,6 +433,8 @@ def _put_back(component, good, since):
         if since is None:
             __salt__["k8s_generation.touch"](component["home"])
         else:
+            if component["name"] == "etcd":
+                __salt__["k8s_etcdctl.hand_over"](component)
             __salt__["k8s_component.restart"](component["name"])
 
 

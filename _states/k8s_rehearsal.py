@@ -37,8 +37,5 @@ def passed(name, components):
     except (CommandExecutionError, OSError) as exc:
         if __opts__["test"]:
             return ret | {"result": None, "comment": f"Not knowable yet: {exc}"}
-        who = f"{exc.component}: " if hasattr(exc, "component") else ""
-        once = __salt__["k8s_skew.override"]({"rehearsal": {"enabled": False}})
-        said = f"The rehearsal failed: {who}{str(exc).rstrip('.')}. Nothing was touched. {once}"
-        return ret | {"result": False, "comment": said}
+        return ret | {"result": False, "comment": f"The rehearsal failed: {__salt__['k8s_rehearsal.way_out'](exc)}"}
     return ret | {"comment": f"{answer['said']}, in {answer['seconds']} s."}

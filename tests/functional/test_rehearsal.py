@@ -14,16 +14,24 @@ class Stage:
 
     def __init__(self, minion, place):
         self.place, self.started, self.sick, self.up, self.left_out = place, [], {}, False, []
-        for name in ("build", "leave", "restore", "leave_out", "dress", "start", "inside"):
+        self.without_memory, self.memory_max_mib = [], None
+        for name in ("build", "bound", "out_of_memory", "leave", "restore", "leave_out", "dress", "start", "inside"):
             minion.fake(f"k8s_stage.{name}", getattr(self, name))
         for name in ("apiserver", "controllers"):
             minion.fake(f"k8s_scene.{name}", return_value=None)
         for name, value in {"process": {"pid": 1}, "tell": None, "complaint": "its last words"}.items():
             minion.fake(f"k8s_component.{name}", return_value=value)
 
-    def build(self, addresses):
+    def build(self, addresses, patience_s):
         self.up, self.addresses = True, addresses
+        self.place.mkdir(exist_ok=True)
         return str(self.place)
+
+    def bound(self, memory_max_mib):
+        self.memory_max_mib = memory_max_mib
+
+    def out_of_memory(self):
+        return self.without_memory
 
     def leave(self):
         self.up = False
@@ -76,6 +84,11 @@ def live(node, declare):
 
 ONCE = 'To go on all the same, once: pillar=\'{"kubernetes_controller": {"rollout": '
 OFF = ONCE + '{"rehearsal": {"enabled": false}}}}\'.'
+CORRECT = (
+    "Correct what is declared: without a rehearsal the cluster would meet the same. What only lacked time gets more with "
+    "kubernetes_controller:rollout:rehearsal:timeout_s."
+)
+ASK = "let etcd answer first: `salt 'controller-*' k8s_health.status`"
 CHANGED = {"scheduler": {"settings": {"v": 4}}}
 
 
@@ -131,8 +144,16 @@ def test_the_leases_that_the_cast_takes_are_left_out_of_the_copy(node, stage, li
     assert stage.left_out == leases
 
 
-def test_a_pass_on_a_copy_of_the_data_is_remembered_as_one(node, stage, live, declare):
-    node.fake("k8s_snapshot.save", return_value="/run/snapshot.db")
+@pytest.fixture
+def snapshot(tmp_path):
+    """A copy of 3 MiB of data."""
+    path = tmp_path / "snapshot.db"
+    path.write_bytes(b"0" * 3 * 2**20)
+    return str(path)
+
+
+def test_a_pass_on_a_copy_of_the_data_is_remembered_as_one(node, stage, live, declare, snapshot):
+    node.fake("k8s_snapshot.save", return_value=snapshot)
     components = declare(CHANGED, {"rollout": {"rehearsal": {"data": "snapshot"}}})
     ret = node.state(STATE, NAME, components=components)
     assert ret.comment.startswith("kube-scheduler passed on a copy of the data")
@@ -140,28 +161,55 @@ def test_a_pass_on_a_copy_of_the_data_is_remembered_as_one(node, stage, live, de
     assert stamp["data"] == "snapshot"
 
 
-def test_a_member_gives_the_copy_where_the_api_servers_identity_does_not(node, stage, live, declare):
+def test_a_member_gives_the_copy_where_the_api_servers_identity_does_not(node, stage, live, declare, snapshot):
     def save(row, path, max_mib, directory=None):
         if row["name"] != "etcd":
             raise CommandExecutionError("certificate has expired")
-        return path
+        return snapshot
 
     node.fake("k8s_snapshot.save", save)
     ret = node.state(STATE, NAME, components=declare(CHANGED, {"rollout": {"rehearsal": {"data": "snapshot"}}}))
     assert ret.comment.startswith("kube-scheduler passed on a copy of the data")
 
 
-def test_an_etcd_that_gives_no_copy_is_told_with_the_way_without_one(node, stage, live, declare):
-    complaint = "etcd gives no copy of its data: permission denied"
+def test_data_that_are_too_large_are_told_with_the_way_without_a_copy(node, stage, live, declare):
+    complaint = "etcd holds 4711 MiB"
     node.fake("k8s_snapshot.save", side_effect=CommandExecutionError(complaint))
     node.fake("k8s_health.serves", return_value=True)
     ret = node.state(STATE, NAME, components=declare(CHANGED, {"rollout": {"rehearsal": {"data": "snapshot"}}}))
     empty = ONCE + '{"rehearsal": {"data": "empty"}}}}\''
-    assert (ret.result, ret.comment) == (False, f"The rehearsal failed: {complaint}. {empty}. Nothing was touched. {OFF}")
+    assert (ret.result, ret.comment) == (False, f"The rehearsal failed: {complaint}. {empty}. Nothing was touched.")
+
+
+def test_an_etcd_that_gives_no_copy_has_to_answer_first(node, stage, live, declare):
+    node.fake("k8s_health.serves", return_value=True)
+    ret = node.state(STATE, NAME, components=declare(CHANGED, {"rollout": {"rehearsal": {"data": "snapshot"}}}))
+    assert ret.result is False
+    assert ret.comment.startswith("The rehearsal failed: etcd gives no copy of its data: ")
+    assert ASK in ret.comment
+    assert ONCE not in ret.comment
+
+
+@pytest.mark.parametrize(("layer", "mib"), [({}, 2048 + 4 * 3), ({"memory_max_mib": 777}, 777)], ids=["by the data", "declared"])
+def test_the_memory_of_all_that_is_rehearsed_is_bounded(node, stage, live, declare, snapshot, layer, mib):
+    node.fake("k8s_snapshot.save", return_value=snapshot)
+    components = declare(CHANGED, {"rollout": {"rehearsal": {"data": "snapshot", **layer}}})
+    assert node.state(STATE, NAME, components=components).result is True
+    assert stage.memory_max_mib == mib
+
+
+def test_a_lack_of_memory_is_no_fault_of_a_generation(node, stage, live, declare):
+    stage.sick["kube-scheduler"], stage.without_memory = "no process", ["kubernetes-rehearsal-kube-scheduler.service"]
+    ret = node.state(STATE, NAME, components=declare(CHANGED))
+    assert ret.result is False
+    said = "The rehearsal failed: kubernetes-rehearsal-kube-scheduler.service was ended as there was no memory left: "
+    assert ret.comment.startswith(said)
+    assert "2048 MiB (kubernetes_controller:rollout:rehearsal:memory_max_mib;" in ret.comment
+    assert ret.comment.endswith(f"the generation itself was not judged. Nothing was touched. {OFF}")
 
 
 @pytest.mark.parametrize("error", ["etcd gives no copy", "no place"])
-def test_an_upgrade_without_a_snapshot_is_refused_with_the_override(node, live, tmp_path, error):
+def test_an_upgrade_without_a_snapshot_is_refused_with_the_way(node, live, tmp_path, error):
     row = {**live["kube-apiserver"], "snapshots": {"directory": str(tmp_path / "kept"), "keep": 3}}
     row["etcdctl"] = str(tmp_path / "etcdctl")
     if error == "no place":
@@ -169,7 +217,11 @@ def test_an_upgrade_without_a_snapshot_is_refused_with_the_override(node, live, 
     with pytest.raises(CommandExecutionError) as told:
         node.modules["k8s_snapshot.keep"](row, "kube-apiserver-1.37.3")
     assert error in str(told.value) or "rollout:snapshots:directory)" in str(told.value)
-    assert str(told.value).endswith(ONCE + '{"snapshots": {"keep": 0}}}}\'.')
+    if error == "no place":
+        assert str(told.value).endswith(ONCE + '{"snapshots": {"keep": 0}}}}\'.')
+    else:
+        assert ASK in str(told.value)
+        assert ONCE not in str(told.value)
 
 
 @pytest.mark.parametrize("what", ["nothing differs", "nothing is live", "switched off"])
@@ -189,7 +241,7 @@ def test_who_does_not_pass_is_named_and_not_stamped(node, stage, live, declare):
     for _ in range(2):
         ret = node.state(STATE, NAME, components=components)
         assert (ret.result, ret.changes) == (False, {})
-        assert ret.comment == f"The rehearsal failed: kube-scheduler: no process. Nothing was touched. {OFF}"
+        assert ret.comment == f"The rehearsal failed: kube-scheduler: no process. Nothing was touched. {CORRECT}"
         assert not stage.up
     assert stamps(components["kube-scheduler"]) == {}
     del stage.sick["kube-scheduler"]

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -199,6 +200,20 @@ def test_the_oldest_releases_go_but_none_that_a_generation_runs_from(node, apply
     assert ret.result is (None if testmode and gone else True)
     left = [path for age, path in paths.items() if testmode or age not in gone]
     assert sorted(str(path) for path in releases.iterdir()) == sorted([*left, str(releases / "not-of-the-formula")])
+
+
+def test_what_a_killed_fetch_left_goes_and_one_at_work_stays(node, apply, testmode, tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    directory = tmp_path / "opt/1.39.0/bin"
+    left, used = directory / f".fetch-{gone.pid}-abc", directory / f".fetch-{os.getpid()}-abc"
+    for path in (left, used):
+        path.mkdir(parents=True)
+        (path / "kube-apiserver").write_text("half of it")
+    row = {"directory": str(tmp_path / "opt"), "declared": "1.39.0", "homes": [], "keep": 3}
+    ret = apply(testmode, node, "k8s_binary.pruned", str(tmp_path / "opt"), row=row)
+    assert ret.changes == {"removed": [str(left)]}
+    assert (left.exists(), used.exists()) == (testmode, True)
 
 
 # -- k8s_kubeconfig.managed -------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ BY_HAND = """
 chgrp games /var/lib/kubernetes{,/generations}; chmod 0750 /var/lib/kubernetes{,/generations}
 chown games /var/lib/kubernetes/live/start; chmod 0666 /var/lib/kubernetes/live/tls.key; chmod 0700 /var/lib/kubernetes/live/
 chown games:games /var/log/kubernetes/kube-apiserver; chown root:root /var/log/kubernetes/kube-apiserver/audit.log
-chown root:root /var/lib/etcd/member/wal/*.wal; chmod 0 /var/lib/etcd/member/snap
+chown root:root /var/lib/etcd/member/wal/*.wal
 """
 
 

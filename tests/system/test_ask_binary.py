@@ -212,6 +212,37 @@ def test_the_dry_run_reaches_no_etcd_and_writes_nothing(ask, tmp_path, helpers):
             listener.accept()
 
 
+@pytest.mark.parametrize("is_there", [True, False], ids=["there", "yet to be made"])
+@pytest.mark.parametrize("listed", [True, False], ids=["listed", "foreign"])
+@pytest.mark.parametrize(
+    ("name", "flag", "file"),
+    [
+        ("etcd", "log-outputs", "etcd.log"),
+        ("etcd", "log-outputs", ["stderr", "etcd.log"]),
+        ("etcd", "wal-dir", "wal"),
+        ("etcd", "data-dir", "data"),
+        ("kube-apiserver", "audit-log-path", "audit.log"),
+        ("kube-apiserver", "cert-dir", "made"),
+        ("kube-scheduler", "write-config-to", "config.yaml"),
+    ],
+    ids=str,
+)
+def test_no_flag_makes_the_dry_run_write_a_file(ask, rows, tmp_path, helpers, name, flag, file, listed, is_there):
+    """Nor is a directory missed that only ``prepare`` makes; one that nobody makes is the binary's own complaint."""
+    directory = tmp_path / "written"
+    if is_there:
+        directory.mkdir()
+    value = [one if one == "stderr" else f"{directory}/{one}" for one in ([file] if isinstance(file, str) else file)]
+    key = rows(binaries=False)[name]["key"]
+    layer = {key: {"settings": {flag: value}, **({"directories": {str(directory): "0750"}} if listed else {})}}
+    ask(name)
+    before = helpers.tree(tmp_path)
+    said = ask(name, layer)["errors"]
+    assert helpers.tree(tmp_path) == before
+    if listed or is_there:
+        assert said == []
+
+
 @pytest.mark.parametrize("size", [0, 100, 1_000_000, 60_000_000])
 def test_a_truncated_binary_is_one_sentence(node, rows, real_binaries, size, tmp_path):
     row = rows(binaries=False)["kube-apiserver"]

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import subprocess
 import textwrap
 
 import pytest
@@ -158,3 +159,16 @@ def test_of_an_expired_and_a_renewed_ca_with_one_key_the_valid_one_counts(module
     assert modules["k8s_certificate.problems"](leaf, authority=expired.crt + renewed.crt) == []
     (said,) = modules["k8s_certificate.problems"](leaf, authority=expired.crt)
     assert said.startswith("the CA that signed it expired on ")
+
+
+def test_a_key_of_a_curve_that_nobody_can_read_is_a_sentence(modules, made, tmp_path):
+    key, certificate = tmp_path / "x.key", tmp_path / "x.crt"
+    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:brainpoolP224r1", "-nodes"]
+    subprocess.run([*words, "-keyout", key, "-out", certificate, "-subj", "/CN=x"], check=True, capture_output=True)
+    text, ask = certificate.read_text(), modules["k8s_certificate.problems"]
+    assert "its key is of a kind that nothing here can read" in ask(text)[0]
+    assert ask(made["good"], key=key.read_text()) == ["its key is not a usable private key (UnsupportedAlgorithm)"]
+    assert len(ask(made["good"], authority=text)) == 1
+    for function in ("public_keys", "authorities"):
+        assert modules[f"k8s_certificate.{function}"](text) == []
+    assert modules["k8s_certificate.signed_by"](made["good"], [text]) is None

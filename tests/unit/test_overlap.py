@@ -389,7 +389,8 @@ def test_without_etcd_it_refuses_while_something_serves_and_never_otherwise(clus
     cluster.live()
     cluster.down = "context deadline exceeded"
     (line,) = cluster.refusals(keys("encryption-key2"), names=[A])
-    assert "could not be read from etcd: context deadline exceeded" in line
+    assert "could not be read from etcd: context deadline exceeded. Nothing goes on without that answer" in line
+    assert "To go on all the same" not in line
     silent = {minion: {"serves": False, "said": "refused"} for minion in OTHERS}
     assert len(cluster.refusals(keys("encryption-key2"), names=[A], others=silent)) == 1
     node.fake("k8s_health.serves", return_value=False)

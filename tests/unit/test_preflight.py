@@ -106,7 +106,8 @@ def test_an_encryption_key_in_use_is_not_lost_by_a_declaration(node, rows, mater
     assert len(found) == 1, found
     assert found[0].startswith("kubernetes_controller:encryption: secretbox key encryption-key1 of the live configuration ")
     assert says in found[0]
-    assert "drop_encryption_keys" in found[0]
+    assert "Put it back." in found[0]
+    assert "drop_encryption_keys" not in found[0], "a way to lose data is not offered"
     assert_no_secrets(found[0], material)
     allowed = rows(layer, {"rollout": {"drop_encryption_keys": True}})["kube-apiserver"]
     assert problems(node, allowed) == []
@@ -457,13 +458,15 @@ def test_a_binary_of_another_release_is_told(node, scheduler):
 
 
 def test_a_dry_run_can_reach_and_bind_nothing(node, scheduler, tmp_path):
-    """The binary looks around: no interface but the loopback, no listener of this machine, no secret in its arguments."""
+    """The binary looks around: no interface but the loopback, no listener of this machine, no file to write, no secret."""
+    os.mkfifo(told := tmp_path / "told")
+    heard = os.open(told, os.O_RDONLY | os.O_NONBLOCK)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         script = f"""\
-ls /sys/class/net /proc/self/net > {tmp_path}/seen 2>&1; cat /proc/net/dev /proc/net/route > {tmp_path}/net
-(exec 3<>/dev/tcp/127.0.0.1/{port}) 2>/dev/null && echo reached > {tmp_path}/reached
-echo "$@" > {tmp_path}/arguments
+(exec 3<>/dev/tcp/127.0.0.1/{port}) 2>/dev/null && echo reached > {told}
+for directory in {tmp_path} /run /tmp /dev/shm /etc; do echo > $directory/written; done
+echo "$@" > {told}; cat /proc/net/dev > {told}
 """
         row = scheduler(script, {"bind-address": "0.0.0.0"})
         Path(row["binary"]).write_text(Path(row["binary"]).read_text().replace("#!/bin/sh", "#!/bin/bash"))
@@ -471,10 +474,11 @@ echo "$@" > {tmp_path}/arguments
         server.settimeout(0.2)
         with pytest.raises(TimeoutError):
             server.accept()
-    devices = [line.split(":")[0].strip() for line in (tmp_path / "net").read_text().splitlines() if ":" in line]
-    assert devices == ["lo"]
-    assert not (tmp_path / "reached").exists()
-    arguments = (tmp_path / "arguments").read_text()
+    arguments, *devices = os.read(heard, 1 << 16).decode().splitlines()
+    os.close(heard)
+    assert [line.split(":")[0].strip() for line in devices if ":" in line] == ["lo"]
+    assert arguments != "reached"
+    assert not [one for one in (str(tmp_path), "/run", "/tmp", "/dev/shm", "/etc") if os.path.exists(f"{one}/written")]  # noqa: S108
     assert "--bind-address=192.0.2.1" in arguments
     assert row["home"] not in arguments
 
@@ -489,7 +493,7 @@ def test_where_no_namespace_can_be_had_the_binary_is_not_started(node, scheduler
     monkeypatch.setitem(node.modules["k8s_ask_binary.options"].func.__globals__, "LIBC", Refusing)
     answer = node.modules["k8s_preflight.problems"](row)
     assert answer["errors"] == []
-    assert "no network namespace can be made here" in answer["warnings"][0]
+    assert "no namespaces can be made here" in answer["warnings"][0]
     assert not (tmp_path / "started").exists()
 
 
@@ -506,6 +510,42 @@ def test_a_disk_with_too_little_room_is_named_with_its_directories(node, rows):
         assert all(directory in found for directory in row["directories"])
     assert "MiB free, expected at least 1000000000 (kubernetes_controller:rollout:preflight:min_free_mib)." in found
     assert found.endswith('once: pillar=\'{"kubernetes_controller": {"rollout": {"preflight": {"min_free_mib": 0}}}}\'.')
+
+
+@pytest.mark.parametrize(
+    ("least", "data", "due", "wanted"),
+    [
+        (10**9, 100, {"etcd": "0123"}, 10**9 + 300),
+        (1, 10**9, {"etcd": "0123"}, 1 + 3 * 10**9),
+        (10**9, 100, {}, None),
+        (0, 10**9, {"etcd": "0123"}, None),
+        (1, 0, {"etcd": "0123"}, None),
+    ],
+    ids=["little", "much data", "nothing to rehearse", "not looked at", "enough"],
+)
+def test_memory_is_asked_for_where_something_is_to_be_rehearsed(node, rows, least, data, due, wanted):
+    node.fake("k8s_rehearsal.data_mib", return_value=data)
+    found = node.modules["k8s_host.memory"](rows({"rollout": {"preflight": {"min_available_memory_mib": least}}}), due)
+    if wanted is None:
+        assert found == []
+        return
+    (line,) = found
+    assert f"expected at least {wanted} for the rehearsal of etcd: {least} (kubernetes_controller:rollout:preflight:" in line
+    once = '{"kubernetes_controller": {"rollout": {"preflight": {"min_available_memory_mib": 0}}}}'
+    assert line.endswith(f"once: pillar='{once}'.")
+
+
+def test_one_answer_of_etcd_says_how_large_the_data_are(node, rows, tmp_path):
+    row = rows({"rollout": {"rehearsal": {"data": "snapshot"}}})["kube-apiserver"]
+    live(node, row)
+    row["etcdctl"] = str(tmp_path / "etcdctl")
+    Path(row["etcdctl"]).write_text('#!/bin/sh\necho \'[{"Status": {"dbSize": 543162368}}]\'\n')
+    os.chmod(row["etcdctl"], 0o755)
+    assert node.modules["k8s_rehearsal.data_mib"]({row["name"]: row}) == 518
+    empty = {**row, "rehearsal": {**row["rehearsal"], "data": "empty"}}
+    assert node.modules["k8s_rehearsal.data_mib"]({row["name"]: empty}) == 0
+    Path(row["etcdctl"]).write_text("#!/bin/sh\nexit 1\n")
+    assert node.modules["k8s_rehearsal.data_mib"]({row["name"]: row}) == 0
 
 
 @pytest.mark.parametrize("directory", ["", "x", "not/there", "/not/there", "//not/there"])

@@ -276,6 +276,16 @@ CERTIFICATES = [
 
 SURROUNDINGS = [
     Fault(
+        "too little memory for a rehearsal", (2,), "preflight",
+        ("memory: ", "(kubernetes_controller:rollout:preflight:min_available_memory_mib)"),
+        over(GOOD_FLAG, {"rollout": {"preflight": {"min_available_memory_mib": 10**9}}}),
+    ),
+    Fault(
+        "a rehearsal that takes more memory than it may", (2,), "rehearsal",
+        ("was ended as there was no memory left: all that is rehearsed may take 128 MiB", "the generation itself was not judged"),
+        over(GOOD_FLAG, {"rollout": {"rehearsal": {"memory_max_mib": 128}}}), ci=True,
+    ),
+    Fault(
         "disk full while preparing", (1, 5), "prepare",
         ("/var/lib/kube-scheduler/generations/", "No space left on device. Nothing was promoted"),
         over(GOOD_FLAG, NO_ROOM_ASKED), inject.full_while_preparing,
@@ -311,7 +321,7 @@ SURROUNDINGS = [
 ]  # fmt: skip
 
 # A rehearsal does not come there: with an etcd of others, and where something cannot be read.
-NOT_REACHED = ("k8s_stage.start_plain_etcd", "k8s_scene.unreadable")
+NOT_REACHED = ("k8s_stage.start_plain_etcd", "k8s_scene.unreadable", "k8s_stage.out_of_memory")
 # The steps that a scheduler's new flag does not come to, and what does.
 DEADLY = {
     "settle": (GOOD_API_FLAG, API),
