@@ -118,13 +118,13 @@ def present_pillar():
     """
     Ask the master for the pillar of this minion (or compile that of the master's own id, where this runs there).
 
-    This function is for other modules: the answer has secrets.
+    This function is for other modules: the answer has secrets. ``k8s_controllers.holds`` asks it, and tells fingerprints only.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt 'controller-1' k8s_config.present_pillar  # shows secrets; k8s_controllers.holds tells fingerprints only
+        salt-call --out=quiet k8s_config.present_pillar  # it has secrets; k8s_controllers.holds tells fingerprints only
     """
     asked = salt.pillar.get_pillar(__opts__, __grains__, __opts__["id"], __opts__.get("saltenv"))
     return asked.compile_pillar()

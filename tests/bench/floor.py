@@ -64,7 +64,11 @@ class Formula:
     def __init__(self, pillar):
         self.config, self.generation, self.kubeconfig = map(_module, ("k8s_config", "k8s_generation", "k8s_kubeconfig"))
         self.health, declared = map(_module, ("k8s_health", "k8s_declared"))
-        self.config.__salt__ = {"k8s_declared.over": declared.over, "k8s_declared.nearest": declared.nearest}
+        self.config.__salt__ = {
+            "k8s_declared.over": declared.over,
+            "k8s_declared.nearest": declared.nearest,
+            "k8s_owners.crossed": _module("k8s_owners").crossed,
+        }
         self.defaults = yaml.safe_load((ROOT / "kubernetes_controller/defaults.yaml").read_text())
         self.pillar = pillar
         self.generation.__salt__ = {

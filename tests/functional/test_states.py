@@ -28,7 +28,7 @@ def download(mirror, tmp_path):
     mirror.files |= {"/kubectl": b"kubectl", "/kubectl.sha512": hashlib.sha512(b"kubectl").hexdigest().encode()}
     for path in (tmp_path, tmp_path.parent):  # pytest makes them for their owner alone; a way to binaries is open to all
         path.chmod(path.stat().st_mode | 0o055)
-    return {"name": "kubectl", "row": mirror.row("kubectl", tmp_path / "bin")}
+    return {"name": "kubectl", "row": mirror.row("kubectl", tmp_path / "opt/1.37.2/bin")}
 
 
 def test_a_binary_is_fetched_once(node, apply, testmode, download, mirror):
@@ -40,15 +40,15 @@ def test_a_binary_is_fetched_once(node, apply, testmode, download, mirror):
 
 def test_a_replaced_binary_is_fetched_again(node, apply, testmode, download, tmp_path):
     node.state("k8s_binary.installed", **download)
-    (tmp_path / "bin/kubectl").write_text("evil")
+    (tmp_path / "opt/1.37.2/bin/kubectl").write_text("evil")
     ret = apply(testmode, node, "k8s_binary.installed", **download)
     assert ret.changes["kubectl"]["old"].startswith("replaced: sha256 ")
-    assert (tmp_path / "bin/kubectl").read_text() == ("evil" if testmode else "kubectl")
+    assert (tmp_path / "opt/1.37.2/bin/kubectl").read_text() == ("evil" if testmode else "kubectl")
 
 
 def test_a_binary_with_another_time_is_no_change(node, apply, testmode, download, tmp_path):
     node.state("k8s_binary.installed", **download)
-    os.utime(tmp_path / "bin/kubectl", (1, 1))
+    os.utime(tmp_path / "opt/1.37.2/bin/kubectl", (1, 1))
     ret = apply(testmode, node, "k8s_binary.installed", **download)
     assert (ret.result, ret.changes) == (True, {})
 
@@ -59,11 +59,11 @@ def test_a_right_pin_of_another_algorithm_is_no_change(node, apply, testmode, do
     node.state("k8s_binary.installed", **download)
     mirror.asked.clear()
     if touched:
-        os.utime(tmp_path / "bin/kubectl", (1, 1))
+        os.utime(tmp_path / "opt/1.37.2/bin/kubectl", (1, 1))
     pinned = download["row"] | {"checksum": hashlib.sha512(b"kubectl").hexdigest()}
     ret = apply(testmode, node, "k8s_binary.installed", "kubectl", row=pinned)
     assert (ret.result, ret.changes, mirror.asked) == (True, {}, [])
-    known = json.loads((tmp_path / "bin/.installed.json").read_text())["kubectl"]
+    known = json.loads((tmp_path / "opt/1.37.2/bin/.installed.json").read_text())["kubectl"]
     assert ("sha512" in known["source"]) is not testmode
     assert (known["stat"][1] == 1_000_000_000) is (touched and not testmode)
 
@@ -89,7 +89,7 @@ def test_a_place_that_cannot_be_written_fails_with_path_and_reason(node, downloa
     real = getattr(place, function)
 
     def full(*args, **kw):
-        if str(tmp_path / "bin") in str((args, kw)) and (refused != "write" or "wb" in args):
+        if str(tmp_path / "opt/1.37.2/bin") in str((args, kw)) and (refused != "write" or "wb" in args):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(*args, **kw)
 
@@ -132,8 +132,8 @@ def linked(mirror, tmp_path):
     (home / "live").symlink_to("generations/a")
     link.parent.mkdir()
     link.symlink_to("/opt/kubernetes/1.36.3/bin/kubectl")
-    row = mirror.row("kubectl", tmp_path / "bin")
-    return row | {"links": {str(link): str(tmp_path / "bin/kubectl")}, "runs": runs("1.37.2", home)}
+    row = mirror.row("kubectl", tmp_path / "opt/1.37.2/bin")
+    return row | {"links": {str(link): str(tmp_path / "opt/1.37.2/bin/kubectl")}, "runs": runs("1.37.2", home)}
 
 
 def runs(release, home):
