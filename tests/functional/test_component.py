@@ -437,21 +437,14 @@ def test_an_answer_that_hangs_is_not_all_the_patience_with_what_runs(scheduler):
     assert asked.call_args.kwargs["patience_s"] > 2 * hangs_s
 
 
-def test_a_member_that_goes_back_hands_the_lead_over_first(node, rows, monkeypatch):
+def test_a_member_that_goes_back_hands_the_lead_over_first(node, rows):
     """As one that goes forward: what a leader that stops was to pass on is lost."""
     done = []
     for name in ("k8s_generation.promote", "k8s_component.install_unit", "k8s_owners.belong", "k8s_etcdctl.hand_over"):
         node.fake(name, lambda *args, _name=name, **kw: done.append(_name))
     node.fake("k8s_component.restart", lambda name: done.append("restart"))
-<<<<<<< HEAD
     put_back = node.compiler.states[STATE].func.__globals__["_put_back"]
     node.compiler.states.run(put_back, rows()["etcd"], "0123", time.monotonic())
-=======
-    module = node.compiler.states[STATE].func.__globals__
-    monkeypatch.setitem(module, "__salt__", node.modules.pack["__salt__"])
-    put_back = module["_put_back"]
-    put_back(rows()["etcd"], "0123", time.monotonic())
->>>>>>> w-c
     assert done[-2:] == ["k8s_etcdctl.hand_over", "restart"]
     done.clear()
     node.compiler.states.run(put_back, rows()["kube-apiserver"], "0123", time.monotonic())

@@ -95,7 +95,7 @@ def test_a_place_that_cannot_be_written_fails_with_path_and_reason(node, downloa
 
     monkeypatch.setattr(place, function, full)
     ret = node.state("k8s_binary.installed", **download)
-    assert (ret.result, ret.changes, ret.comment) == (False, {}, f"{tmp_path}/bin: No space left on device")
+    assert (ret.result, ret.changes, ret.comment) == (False, {}, f"{tmp_path}/opt/1.37.2/bin: No space left on device")
 
 
 def test_a_dead_mirror_fails_naming_its_pillar_key(node, download):
