@@ -114,7 +114,7 @@ def closed(row):
         salt 'controller-1' k8s_binary.closed '{"name": "kubectl", "directory": "/opt/kubernetes/1.37.2/bin", ...}'
     """
     found, places = {}, [row["directory"]]
-    while places[0] != row["release_dir"]:
+    while places[0] not in (row["release_dir"], "/"):
         places.insert(0, os.path.dirname(places[0]))
     for path in (*places, *(os.path.join(row["directory"], name) for name in row["members"] or [row["name"]])):
         if os.path.exists(path) and (mode := os.stat(path).st_mode & 0o7777) & MODE != MODE:
@@ -282,7 +282,8 @@ def install(row):
         ``source`` (URL), ``directory`` (absolute path), ``name``; ``checksum`` (``sha256:HEX``, ``sha512:HEX`` or
         bare hex) or, where that is empty, ``sums``: the URL of the published sum; ``members``: for an archive, file
         name to path inside it; ``timeout_s``; ``checksum_key``, ``mirror_key`` and ``directory_key``: the pillar keys for
-        messages; ``release_dir``, in or below which ``directory`` is; ``homes``: of the components' generations, whose binaries are not exchanged for others.
+        messages; ``release_dir``, in or below which ``directory`` is; ``homes``: of the components' generations, whose
+        binaries are not exchanged for others.
 
     Returns the names installed (list). Raises CommandExecutionError that names the pillar key, or the path that cannot be
     written; nothing that was in place is changed then.
