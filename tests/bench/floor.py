@@ -63,11 +63,11 @@ class Formula:
 
     def __init__(self, pillar):
         self.config, self.generation, self.kubeconfig = map(_module, ("k8s_config", "k8s_generation", "k8s_kubeconfig"))
-        self.health, declared = map(_module, ("k8s_health", "k8s_declared"))
+        self.health, declared, owners = map(_module, ("k8s_health", "k8s_declared", "k8s_owners"))
         self.config.__salt__ = {
             "k8s_declared.over": declared.over,
             "k8s_declared.nearest": declared.nearest,
-            "k8s_owners.crossed": _module("k8s_owners").crossed,
+            "k8s_owners.crossed": owners.crossed,
         }
         self.defaults = yaml.safe_load((ROOT / "kubernetes_controller/defaults.yaml").read_text())
         self.pillar = pillar
@@ -212,7 +212,8 @@ def _directories(cfg):
         for path, mode in row["directories"].items():
             lines.append(f"install -d -m {mode} -o {row['user']} -g {row['group']} {path}")
         home = row["home"]
-        lines.append(f"install -d -m 0750 -g {row['group']} {home} {home}/generations {home}/generations/{GENERATION}")
+        lines.append(f"install -d -m 0711 {home} {home}/generations")
+        lines.append(f"install -d -m 0750 -g {row['group']} {home}/generations/{GENERATION}")
         lines.append(f"ln -s generations/{GENERATION} {home}/live")
     return lines
 

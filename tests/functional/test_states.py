@@ -38,6 +38,25 @@ def test_a_binary_is_fetched_once(node, apply, testmode, download, mirror):
     assert len(mirror.asked) == (0 if testmode else 2)
 
 
+def test_a_release_that_a_umask_closed_is_opened_again_and_not_fetched(node, apply, testmode, download, mirror, tmp_path):
+    top = tmp_path / "opt/kubernetes"
+    row = download["row"] | {"directory": str(top / "1.37.2/bin"), "release_dir": str(top)}
+    before = os.umask(0o077)
+    try:
+        node.state("k8s_binary.installed", "kubectl", row=row)
+    finally:
+        os.umask(before)
+    made = [top, top / "1.37.2", top / "1.37.2/bin", top / "1.37.2/bin/kubectl"]
+    assert [oct(path.stat().st_mode & 0o777) for path in (top.parent, *made)] == ["0o755"] * 5
+    for path in made:
+        path.chmod(0o750)
+    asked = len(mirror.asked)
+    ret = apply(testmode, node, "k8s_binary.installed", name="kubectl", row=row)
+    assert ret.changes == {str(path): {"old": "0750", "new": "open to all"} for path in made}
+    assert ret.result is expected(testmode)
+    assert len(mirror.asked) == asked
+
+
 def test_a_replaced_binary_is_fetched_again(node, apply, testmode, download, tmp_path):
     node.state("k8s_binary.installed", **download)
     (tmp_path / "opt/1.37.2/bin/kubectl").write_text("evil")
