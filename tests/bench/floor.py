@@ -58,10 +58,29 @@ class Marks:
         return f"MARK-{key}-MARK"
 
 
+class Salted(dict):
+    """What the formula's modules find in ``__salt__``: each other, loaded when asked for."""
+
+    def __init__(self, **own):
+        super().__init__(own)
+        self.modules = {}
+
+    def module(self, name):
+        if name not in self.modules:
+            self.modules[name] = _module(name)
+            self.modules[name].__salt__ = self
+        return self.modules[name]
+
+    def __missing__(self, function):
+        name, _, attribute = function.partition(".")
+        return getattr(self.module(name), attribute)
+
+
 class Formula:
     """The formula's tables and texts for the lab's pillar, without Salt."""
 
     def __init__(self, pillar):
+<<<<<<< HEAD
         self.config, self.generation, self.kubeconfig = map(_module, ("k8s_config", "k8s_generation", "k8s_kubeconfig"))
         self.health, declared, owners = map(_module, ("k8s_health", "k8s_declared", "k8s_owners"))
         self.config.__salt__ = {
@@ -69,15 +88,18 @@ class Formula:
             "k8s_declared.nearest": declared.nearest,
             "k8s_owners.crossed": owners.crossed,
         }
+=======
+        salt = Salted(
+            **{
+                "k8s_certificate.fitting": lambda certificates, key: certificates,  # pki.sh makes pairs that fit
+                "k8s_binary.checksum": lambda path: f"MARK-{os.path.basename(path)}.sha256-MARK",
+            }
+        )
+        names = ("k8s_config", "k8s_generation", "k8s_kubeconfig", "k8s_health")
+        self.config, self.generation, self.kubeconfig, self.health = map(salt.module, names)
+>>>>>>> w-d
         self.defaults = yaml.safe_load((ROOT / "kubernetes_controller/defaults.yaml").read_text())
         self.pillar = pillar
-        self.generation.__salt__ = {
-            "k8s_config.start_script": self.config.start_script,
-            "k8s_config.unit_text": self.config.unit_text,
-            "k8s_kubeconfig.render": self.kubeconfig.render,
-            "k8s_certificate.fitting": lambda certificates, key: certificates,  # pki.sh makes pairs that fit
-            "k8s_binary.checksum": lambda path: f"MARK-{os.path.basename(path)}.sha256-MARK",
-        }
 
     def cluster(self):
         return self.config.resolve(self.defaults, self.pillar)
