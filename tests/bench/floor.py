@@ -80,15 +80,6 @@ class Formula:
     """The formula's tables and texts for the lab's pillar, without Salt."""
 
     def __init__(self, pillar):
-<<<<<<< HEAD
-        self.config, self.generation, self.kubeconfig = map(_module, ("k8s_config", "k8s_generation", "k8s_kubeconfig"))
-        self.health, declared, owners = map(_module, ("k8s_health", "k8s_declared", "k8s_owners"))
-        self.config.__salt__ = {
-            "k8s_declared.over": declared.over,
-            "k8s_declared.nearest": declared.nearest,
-            "k8s_owners.crossed": owners.crossed,
-        }
-=======
         salt = Salted(
             **{
                 "k8s_certificate.fitting": lambda certificates, key: certificates,  # pki.sh makes pairs that fit
@@ -97,7 +88,6 @@ class Formula:
         )
         names = ("k8s_config", "k8s_generation", "k8s_kubeconfig", "k8s_health")
         self.config, self.generation, self.kubeconfig, self.health = map(salt.module, names)
->>>>>>> w-d
         self.defaults = yaml.safe_load((ROOT / "kubernetes_controller/defaults.yaml").read_text())
         self.pillar = pillar
 

@@ -5,6 +5,7 @@ import pytest
 K8SAPI = {"apiserver": {"user": "k8sapi", "group": "k8sapi"}}
 API_PLACES = "/var/lib/kubernetes /var/lib/kubernetes/* /var/lib/kubernetes/live/* /var/log/kubernetes/kube-apiserver{,/*}"
 ETCD_PLACES = "/var/lib/kubernetes-etcd/live/* /var/lib/etcd{,/member,/member/*,/member/*/*}"
+REMOVED = ["-exec", "rm", "-rf", "{}", "+"]
 PREPARES = "kubernetes_controller.rehearsal"
 
 
@@ -49,6 +50,8 @@ def test_another_account_is_prepared_without_harm_promoted_and_taken_back(cluste
     now = owners(node)
     assert {path: now[path] for path in before[0] if path in now} == before[0]
     assert account(node, "kube-apiserver") == "kube-apiserver"
+    for one in cluster.nodes:  # what other tests look at is as they know it
+        one.exec(["find", "/var/lib/kubernetes/generations", "-mindepth", "1", "-maxdepth", "1", "-group", "k8sapi", *REMOVED])
 
 
 BY_HAND = """
