@@ -113,10 +113,10 @@ def closed(row):
 
         salt 'controller-1' k8s_binary.closed '{"name": "kubectl", "directory": "/opt/kubernetes/1.37.2/bin", ...}'
     """
-    release = os.path.dirname(row["directory"])
-    files = (os.path.join(row["directory"], name) for name in row["members"] or [row["name"]])
-    found = {}
-    for path in (os.path.dirname(release), release, row["directory"], *files):
+    found, places = {}, [row["directory"]]
+    while places[0] not in (row["release_dir"], "/"):
+        places.insert(0, os.path.dirname(places[0]))
+    for path in (*places, *(os.path.join(row["directory"], name) for name in row["members"] or [row["name"]])):
         if os.path.exists(path) and (mode := os.stat(path).st_mode & 0o7777) & MODE != MODE:
             found[path] = f"{mode:04o}"
     return found
@@ -289,7 +289,8 @@ def install(row):
         ``source`` (URL), ``directory`` (absolute path), ``name``; ``checksum`` (``sha256:HEX``, ``sha512:HEX`` or
         bare hex) or, where that is empty, ``sums``: the URL of the published sum; ``members``: for an archive, file
         name to path inside it; ``timeout_s``; ``checksum_key``, ``mirror_key`` and ``directory_key``: the pillar keys for
-        messages; ``homes``: of the components' generations, whose binaries are not exchanged for others.
+        messages; ``release_dir``, in or below which ``directory`` is; ``homes``: of the components' generations, whose
+        binaries are not exchanged for others.
 
     Returns the names installed (list). Raises CommandExecutionError that names the pillar key, or the path that cannot be
     written; nothing that was in place is changed then.

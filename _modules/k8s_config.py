@@ -118,13 +118,13 @@ def present_pillar():
     """
     Ask the master for the pillar of this minion (or compile that of the master's own id, where this runs there).
 
-    This function is for other modules: the answer has secrets.
+    This function is for other modules: the answer has secrets. ``k8s_controllers.holds`` asks it, and tells fingerprints only.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt 'controller-1' k8s_config.present_pillar  # shows secrets; k8s_controllers.holds tells fingerprints only
+        salt-call --out=quiet k8s_config.present_pillar  # it has secrets; k8s_controllers.holds tells fingerprints only
     """
     asked = salt.pillar.get_pillar(__opts__, __grains__, __opts__["id"], __opts__.get("saltenv"))
     return asked.compile_pillar()
@@ -702,6 +702,7 @@ def _downloads(cfg):
                 "checksum_key": f"{PILLAR}:binaries:checksums:{name}",
                 "mirror_key": f"{PILLAR}:binaries:mirror",
                 "directory_key": f"{PILLAR}:release_dir",
+                "release_dir": cfg["release_dir"],
                 "homes": homes,
                 "members": {},
                 "timeout_s": binaries["timeout_s"],
@@ -725,6 +726,7 @@ def _downloads(cfg):
             "checksum_key": f"{PILLAR}:etcd:checksums:{archive}",
             "mirror_key": f"{PILLAR}:etcd:mirror",
             "directory_key": f"{PILLAR}:etcd:release_dir",
+            "release_dir": etcd["release_dir"],
             "homes": homes,
             "members": {tool: f"{bundle}/{tool}" for tool in tools},
             "timeout_s": binaries["timeout_s"],

@@ -413,6 +413,7 @@ def mirror():
                 "checksum_key": f"kubernetes_controller:binaries:checksums:{name}",
                 "mirror_key": "kubernetes_controller:binaries:mirror",
                 "directory_key": "kubernetes_controller:release_dir",
+                "release_dir": str(directory),
                 "homes": [],
                 "links": {},
                 "adopt": False,

@@ -225,6 +225,14 @@ def test_a_test_run_does_not_fail_for_what_waits_for_its_api_server(scheduler, t
     assert ret.comment.startswith("kube-scheduler is as declared but does not serve: /healthz said 500 [-]informer-sync")
 
 
+@pytest.mark.parametrize("stopped", [[], ["https://10.8.0.103:2379"]], ids=["others serve", "another one is stopped"])
+def test_a_member_of_etcd_waits_only_for_one_that_does_not_run(node, rows, stopped, monkeypatch):
+    module = node.compiler.states[STATE].func.__globals__
+    asked = {"k8s_etcdctl.neighbours": node.modules["k8s_etcdctl.neighbours"], "k8s_etcdctl.closed": stopped.__contains__}
+    monkeypatch.setitem(module, "__salt__", asked)
+    assert module["_waits"](rows()["etcd"]) is bool(stopped)
+
+
 def test_a_component_that_stopped_is_started(scheduler, testmode):
     scheduler.run()
     scheduler.systemd.pid = 0

@@ -28,7 +28,7 @@ def download(mirror, tmp_path):
     mirror.files |= {"/kubectl": b"kubectl", "/kubectl.sha512": hashlib.sha512(b"kubectl").hexdigest().encode()}
     for path in (tmp_path, tmp_path.parent):  # pytest makes them for their owner alone; a way to binaries is open to all
         path.chmod(path.stat().st_mode | 0o055)
-    return {"name": "kubectl", "row": mirror.row("kubectl", tmp_path / "bin")}
+    return {"name": "kubectl", "row": mirror.row("kubectl", tmp_path / "opt/1.37.2/bin")}
 
 
 def test_a_binary_is_fetched_once(node, apply, testmode, download, mirror):
@@ -38,17 +38,36 @@ def test_a_binary_is_fetched_once(node, apply, testmode, download, mirror):
     assert len(mirror.asked) == (0 if testmode else 2)
 
 
+def test_a_release_that_a_umask_closed_is_opened_again_and_not_fetched(node, apply, testmode, download, mirror, tmp_path):
+    top = tmp_path / "opt/kubernetes"
+    row = download["row"] | {"directory": str(top / "1.37.2/bin"), "release_dir": str(top)}
+    before = os.umask(0o077)
+    try:
+        node.state("k8s_binary.installed", "kubectl", row=row)
+    finally:
+        os.umask(before)
+    made = [top, top / "1.37.2", top / "1.37.2/bin", top / "1.37.2/bin/kubectl"]
+    assert [oct(path.stat().st_mode & 0o777) for path in (top.parent, *made)] == ["0o755"] * 5
+    for path in made:
+        path.chmod(0o750)
+    asked = len(mirror.asked)
+    ret = apply(testmode, node, "k8s_binary.installed", name="kubectl", row=row)
+    assert ret.changes == {str(path): {"old": "0750", "new": "open to all"} for path in made}
+    assert ret.result is expected(testmode)
+    assert len(mirror.asked) == asked
+
+
 def test_a_replaced_binary_is_fetched_again(node, apply, testmode, download, tmp_path):
     node.state("k8s_binary.installed", **download)
-    (tmp_path / "bin/kubectl").write_text("evil")
+    (tmp_path / "opt/1.37.2/bin/kubectl").write_text("evil")
     ret = apply(testmode, node, "k8s_binary.installed", **download)
     assert ret.changes["kubectl"]["old"].startswith("replaced: sha256 ")
-    assert (tmp_path / "bin/kubectl").read_text() == ("evil" if testmode else "kubectl")
+    assert (tmp_path / "opt/1.37.2/bin/kubectl").read_text() == ("evil" if testmode else "kubectl")
 
 
 def test_a_binary_with_another_time_is_no_change(node, apply, testmode, download, tmp_path):
     node.state("k8s_binary.installed", **download)
-    os.utime(tmp_path / "bin/kubectl", (1, 1))
+    os.utime(tmp_path / "opt/1.37.2/bin/kubectl", (1, 1))
     ret = apply(testmode, node, "k8s_binary.installed", **download)
     assert (ret.result, ret.changes) == (True, {})
 
@@ -59,11 +78,11 @@ def test_a_right_pin_of_another_algorithm_is_no_change(node, apply, testmode, do
     node.state("k8s_binary.installed", **download)
     mirror.asked.clear()
     if touched:
-        os.utime(tmp_path / "bin/kubectl", (1, 1))
+        os.utime(tmp_path / "opt/1.37.2/bin/kubectl", (1, 1))
     pinned = download["row"] | {"checksum": hashlib.sha512(b"kubectl").hexdigest()}
     ret = apply(testmode, node, "k8s_binary.installed", "kubectl", row=pinned)
     assert (ret.result, ret.changes, mirror.asked) == (True, {}, [])
-    known = json.loads((tmp_path / "bin/.installed.json").read_text())["kubectl"]
+    known = json.loads((tmp_path / "opt/1.37.2/bin/.installed.json").read_text())["kubectl"]
     assert ("sha512" in known["source"]) is not testmode
     assert (known["stat"][1] == 1_000_000_000) is (touched and not testmode)
 
@@ -89,13 +108,13 @@ def test_a_place_that_cannot_be_written_fails_with_path_and_reason(node, downloa
     real = getattr(place, function)
 
     def full(*args, **kw):
-        if str(tmp_path / "bin") in str((args, kw)) and (refused != "write" or "wb" in args):
+        if str(tmp_path / "opt/1.37.2/bin") in str((args, kw)) and (refused != "write" or "wb" in args):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(*args, **kw)
 
     monkeypatch.setattr(place, function, full)
     ret = node.state("k8s_binary.installed", **download)
-    assert (ret.result, ret.changes, ret.comment) == (False, {}, f"{tmp_path}/bin: No space left on device")
+    assert (ret.result, ret.changes, ret.comment) == (False, {}, f"{tmp_path}/opt/1.37.2/bin: No space left on device")
 
 
 def test_a_dead_mirror_fails_naming_its_pillar_key(node, download):
@@ -132,8 +151,8 @@ def linked(mirror, tmp_path):
     (home / "live").symlink_to("generations/a")
     link.parent.mkdir()
     link.symlink_to("/opt/kubernetes/1.36.3/bin/kubectl")
-    row = mirror.row("kubectl", tmp_path / "bin")
-    return row | {"links": {str(link): str(tmp_path / "bin/kubectl")}, "runs": runs("1.37.2", home)}
+    row = mirror.row("kubectl", tmp_path / "opt/1.37.2/bin")
+    return row | {"links": {str(link): str(tmp_path / "opt/1.37.2/bin/kubectl")}, "runs": runs("1.37.2", home)}
 
 
 def runs(release, home):
