@@ -224,8 +224,7 @@ def _directories(cfg):
         for path, mode in row["directories"].items():
             lines.append(f"install -d -m {mode} -o {row['user']} -g {row['group']} {path}")
         home = row["home"]
-        lines.append(f"install -d -m 0711 {home} {home}/generations")
-        lines.append(f"install -d -m 0750 -g {row['group']} {home}/generations/{GENERATION}")
+        lines.append(f"install -d -m 0750 -g {row['group']} {home} {home}/generations {home}/generations/{GENERATION}")
         lines.append(f"ln -s generations/{GENERATION} {home}/live")
     return lines
 
