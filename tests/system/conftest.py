@@ -41,7 +41,11 @@ PKI = ["state.orchestrate", "kubernetes_controller.orchestrate.pki"]
 collect_ignore = [] if os.environ.get("KC_SOAK") else ["test_soak_rotations.py"]
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    soak = [] if os.environ.get("KC_SOAK") else [item for item in items if item.get_closest_marker("soak")]
+    if soak:
+        config.hook.pytest_deselected(items=soak)
+        items[:] = [item for item in items if item not in soak]
     items.sort(key=lambda item: any(name.startswith("bare") for name in getattr(item, "fixturenames", ())))
 
 

@@ -131,6 +131,7 @@ def test_a_controller_is_added_as_the_docs_say(bare_shared, recipe, shell, numbe
     assert sorted(mark(bare_shared)["members"]) == [one.name for one in bare_shared.nodes[: number + 1]]
 
 
+@pytest.mark.soak
 def test_a_member_that_is_not_declared_any_more_is_named_and_nothing_restarts(bare_shared, shell):
     """It stayed a voter and went on running; the next failure took the quorum, and the rollout had ended well."""
     last, before = bare_shared.nodes[-1], bare_shared.processes()
@@ -173,6 +174,7 @@ def test_a_member_that_lost_its_data_is_refused_and_replaced_as_the_docs_say(bar
     assert member_ids(first, shell)[node.name] != former
 
 
+@pytest.mark.soak
 def test_a_data_directory_that_is_gone_is_no_reason_to_start_without_data(bare_shared):
     """As with a mount that is missing: the process is started again by the next run, by systemd or by hand."""
     node = bare_shared.nodes[1]
@@ -229,6 +231,7 @@ def test_two_bare_controllers_found_no_empty_cluster_while_the_third_is_off_and_
     assert bare_shared.health()[0] == 0
 
 
+@pytest.mark.soak
 def test_a_full_etcd_is_named_and_gets_room_as_the_docs_say(bare_shared, recipe, shell):
     node = bare_shared.nodes[0]
     one = "head -c 1000000 /dev/urandom | base64 | etcdctl put /filler/$number >/dev/null 2>&1"
@@ -239,6 +242,7 @@ def test_a_full_etcd_is_named_and_gets_room_as_the_docs_say(bare_shared, recipe,
     bare_shared.wait_for("all to be well", lambda: bare_shared.health()[0] == 0, timeout_s=90)
 
 
+@pytest.mark.soak
 def test_a_controller_is_removed_as_the_docs_say(bare_shared, recipe, shell):
     first, _, last = bare_shared.nodes
     shell(last, recipe("remove: the controller that goes"), plain=True)
