@@ -108,7 +108,7 @@ def test_what_serves_is_adopted_under_the_turn_and_only_while_the_neighbours_are
     second.exec(["systemctl", "start", "kube-apiserver"])
     said = "\n".join(refused.failures)
     assert f"{second.name} is not ready" in said, refused.comments
-    assert "so nothing was touched. Waited 2 s (kubernetes_controller:rollout:turn:neighbours_timeout_s)." in said
+    assert "Nothing was changed. Waited 2 s (kubernetes_controller:rollout:turn:neighbours_timeout_s)." in said
     assert cluster.processes()[key] == before[key]
     cluster.wait_for("the neighbour", lambda: cluster.get(second, "/readyz") == (200, "ok"))
 
