@@ -53,7 +53,8 @@ def test_a_minion_that_was_never_synced_becomes_a_control_plane_by_one_state_app
     binaries.ensure(etcd=[ETCD_36])
     bare_shared.lab.reset()  # the cluster of the first test exists: another controller would not found one in its place
     node = only("controller-2", etcd={"release": ETCD_36})
-    bare_shared.make_pki()
+    bare_shared.make_pki()  # which brings the modules to it
+    node.exec(["rm", "-r", "/var/cache/salt/minion/extmods"])
     assert_never_touched(node)
     answer = bare_shared.apply(target=node.name)[node.name]
     assert answer.ok, answer.failures

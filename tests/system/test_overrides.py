@@ -22,11 +22,10 @@ CIPHERS = ",".join(
 # Per component: a flag that is new, one that is another, and one that is taken away, of every type.
 FLAGS = {
     "etcd": (
-        {"heartbeat-interval": 120, "tls-min-version": "TLS1.3", "initial-cluster-state": None, "cipher-suites": None},
+        {"heartbeat-interval": 120, "tls-min-version": "TLS1.3", "cipher-suites": None},
         {
             "cipher-suites": {"old": CIPHERS, "new": None},
             "heartbeat-interval": {"old": None, "new": "120"},
-            "initial-cluster-state": {"old": "new", "new": None},
             "tls-min-version": {"old": "TLS1.2", "new": "TLS1.3"},
         },
     ),
