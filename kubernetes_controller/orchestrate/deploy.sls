@@ -19,7 +19,7 @@ include:
 What the controllers would change is not knowable yet:
   test.show_notification:
     - text: >-
-        Not knowable yet: {{ plan.unsynced | join(", ") }} has no modules of this version of the formula. They are synced by the
+        Not knowable yet: {{ plan.unsynced | join(", ") }}: no modules of this version of the formula. They are synced by the
         first real run, or now by `salt -L {{ plan.unsynced | join(",") }} saltutil.sync_all`; then test again.
     - require:
       - sls: kubernetes_controller.orchestrate.controllers

@@ -142,7 +142,7 @@ def test_a_master_whose_pillar_lacks_something_is_told_in_one_sentence(salted, h
 def test_a_test_run_of_the_rollout_changes_nothing_and_names_the_minion_that_was_never_synced(salted, helpers):
     salted.orchestrate(PKI, "test=True")
     states, _ = salted.orchestrate(DEPLOY, "test=True")
-    assert f"{MINION} has {UNKNOWABLE} `salt -L {MINION} saltutil.sync_all`" in said(states)
+    assert f"{MINION}: {UNKNOWABLE} `salt -L {MINION} saltutil.sync_all`" in said(states)
     assert helpers.tree(salted.pki) == {}
     assert salted.functions() == []
 
