@@ -65,7 +65,7 @@ def keep(row, **facts):
         wanted |= _now()
     if _parsed(_text(_kept(row))) == wanted:
         return False
-    __salt__["k8s_kept.write"](_kept(row), json.dumps(wanted, sort_keys=True) + "\n")
+    __salt__["k8s_durable.write"](_kept(row), json.dumps(wanted, sort_keys=True) + "\n")
     return True
 
 
@@ -241,7 +241,7 @@ def write(pki, found):
     targets = [row["target"] for row in pki["deliveries"] if row["name"] == FILE]
     for path in [os.path.join(pki["directory"], FILE), *(path for path in targets if os.path.isdir(os.path.dirname(path)))]:
         if _text(path) != text:
-            __salt__["k8s_kept.write"](path, text)
+            __salt__["k8s_durable.write"](path, text)
             done.append(path)
     return done
 

@@ -35,13 +35,9 @@ def remembered(row):
 
         salt 'controller-1' k8s_identity.remembered "$ROW"
     """
-    try:
-        with salt.utils.files.fopen(os.path.join(row["home"], FILE), encoding="utf-8") as handle:
-            found = json.load(handle)
-        if isinstance(found, dict):
-            return found
-    except (OSError, ValueError):
-        pass
+    found = _stored(os.path.join(row["home"], FILE))
+    if isinstance(found, dict):
+        return found
     known = __salt__["k8s_cluster.mark"](row)
     return {key: known[key] for key in ("kube_system", "etcd_cluster") if known.get(key)}
 
@@ -66,7 +62,7 @@ def remember(row):
         return {}
     path = os.path.join(row["home"], FILE)
     if _stored(path) != found:
-        __salt__["k8s_kept.write"](path, json.dumps(found, sort_keys=True) + "\n")
+        __salt__["k8s_durable.write"](path, json.dumps(found, sort_keys=True) + "\n")
     __salt__["k8s_cluster.keep"](row, **_known(found, "kube_system", "etcd_cluster"))
     return found
 
