@@ -14,11 +14,10 @@ import salt.key
 import salt.utils.files
 
 ANSWER_S = 20  # Salt's own 5 s are too few for nodes that are busy
-SYNCED_S = 15  # until a minion uses what it was just sent
 DELIVERY_S = 30
 PAUSE_S = 2
 NO_ANSWER = "Minion did not return"
-SYNC = ["saltutil.sync_modules", "saltutil.sync_states"]
+KINDS = ("modules", "states")  # what minions have of the formula
 LABEL = "kubernetes-controller-formula"
 KEYS = {
     "minions": "Its key is accepted. Let salt-minion run there and reach this master (`salt {node} test.ping`).",
@@ -32,8 +31,8 @@ def holds():
     """
     Return what this controller finds in its pillar, asked for at this moment.
 
-    A dictionary: ``errors`` (sentences; all else is missing then), ``controllers`` as its pillar declares them, and
-    ``files``: of each file that the master handed out a SHA-256 with a label before it, never the content.
+    A dictionary: ``formula`` (see there), ``errors`` (sentences; all else is missing then), ``controllers`` as its pillar
+    declares them, and ``files``: of each file that the master handed out a SHA-256 with a label before it, never the content.
 
     CLI Example:
 
@@ -44,10 +43,31 @@ def holds():
     pillar = __salt__["k8s_config.present_pillar"]()
     cfg = __salt__["k8s_config.load"](pillar=pillar)
     if "errors" in cfg:
-        return {"errors": cfg["errors"]}
+        return {"formula": formula(), "errors": cfg["errors"]}
     given = pillar.get(cfg["pki"]["pillar"])
     files = {name: text for name, text in given.items() if isinstance(text, (str, bytes))} if isinstance(given, dict) else {}
-    return {"errors": [], "controllers": cfg["controllers"], "files": {name: mark(text) for name, text in files.items()}}
+    marks = {name: mark(text) for name, text in files.items()}
+    return {"formula": formula(), "errors": [], "controllers": cfg["controllers"], "files": marks}
+
+
+def formula():
+    """
+    Return a SHA-256 (str) over the modules and states of the formula that this minion or master has.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-*' k8s_controllers.formula
+    """
+    total = hashlib.sha256()
+    for kind in KINDS:
+        directory = os.path.join(__opts__["extension_modules"], kind)
+        for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
+            if name.startswith("k8s_") and name.endswith(".py"):
+                with salt.utils.files.fopen(os.path.join(directory, name), "rb") as handle:
+                    total.update(f"{kind}/{name} ".encode() + hashlib.sha256(handle.read()).digest())
+    return total.hexdigest()
 
 
 def mark(text):
@@ -77,9 +97,10 @@ def ask(nodes, function, *arguments):
     nodes
         Minion ids (list).
     function, arguments
-        What to call there; of a list of functions, which take no arguments, the answers are {function: answer}.
+        What to call there.
 
-    One that did not answer is not waited for again by this run.
+    One that did not answer is not waited for again by this run. Salt may return before the time is up without some of them
+    (seen after a restart of the master, for minions whose keys are accepted); those are asked again.
 
     CLI Example:
 
@@ -87,12 +108,18 @@ def ask(nodes, function, *arguments):
 
         salt-run salt.cmd k8s_controllers.ask '["controller-1", "controller-2"]' service.status kube-apiserver
     """
-    silent = __context__.setdefault("k8s_controllers_silent", [])
-    heard = [node for node in nodes if node not in silent]
-    words = [[] for _ in function] if isinstance(function, list) else list(arguments)
-    said = __salt__["saltutil.cmd"](heard, function, tgt_type="list", arg=words, timeout=ANSWER_S) if heard else {}
-    said = {node: one["ret"] for node, one in said.items() if "ret" in one and not str(one["ret"]).startswith(NO_ANSWER)}
-    silent += [node for node in heard if node not in said]  # what a function answers may be None, too
+    silent, said = __context__.setdefault("k8s_controllers_silent", []), {}
+    lacking, deadline = [node for node in nodes if node not in silent], time.monotonic() + ANSWER_S
+    while lacking:
+        returned = __salt__["saltutil.cmd"](lacking, function, tgt_type="list", arg=list(arguments), timeout=ANSWER_S)
+        for node, one in returned.items():
+            if "ret" in one and not str(one["ret"]).startswith(NO_ANSWER):  # what a function answers may be None, too
+                said[node] = one["ret"]
+        lacking = [node for node in lacking if node not in said]
+        reachable = _keys().get("minions", ()) if lacking and time.monotonic() < deadline else ()
+        silent += [node for node in lacking if node not in reachable]
+        lacking = [node for node in lacking if node in reachable]
+        time.sleep(PAUSE_S if lacking else 0)
     return {node: said.get(node) for node in nodes}
 
 
@@ -181,6 +208,23 @@ def outdated():
     return bool(used) and used.get(key) != present.get(key)
 
 
+def behind(answers):
+    """
+    Return the minions (list) that have other modules and states of the formula than this master, or none.
+
+    answers
+        What ``hear`` returned. One that did not answer is none of them.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd k8s_controllers.behind '{"controller-1": null}'
+    """
+    ours = formula()
+    return [node for node, said in answers.items() if said and (not isinstance(said, dict) or said.get("formula") != ours)]
+
+
 def sync(nodes):
     """
     Bring the formula's modules and states to minions. Returns a sentence (list of str) for each that could not take them.
@@ -195,11 +239,10 @@ def sync(nodes):
         salt-run salt.cmd k8s_controllers.sync '["controller-1"]'
     """
     found = []
-    for node, said in ask(nodes, SYNC).items():
-        for function in SYNC if said is not None else ():
-            answer = said.get(function) if isinstance(said, dict) else said
-            if not isinstance(answer, list):
-                found.append(f"{node}: {function} failed: {_last_line(answer)}")
+    for kind in KINDS:  # a job each: `salt-run jobs.list_jobs` fails on a job of several functions
+        for node, said in ask(nodes, f"saltutil.sync_{kind}").items():
+            if not (said is None or isinstance(said, list)):
+                found.append(f"{node}: saltutil.sync_{kind} failed: {_last_line(said)}")
     return found
 
 

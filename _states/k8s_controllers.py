@@ -4,6 +4,7 @@ What an orchestration needs of the controllers before it changes anything, and b
 
 import salt.utils.event
 
+SYNCED_S = 15  # until a minion uses what it was just sent
 SOME = 5  # names of files that are told
 
 
@@ -16,7 +17,8 @@ def agreed(name, controllers):
     controllers
         Minion id to address, as the master's own pillar declares them.
 
-    In test mode nothing is synced, and who has none of the modules is passed over.
+    Only those are synced that have other modules than the master. In test mode nothing is, and who has none of them is
+    passed over.
 
     .. code-block:: yaml
 
@@ -27,8 +29,11 @@ def agreed(name, controllers):
     ret = {"name": name, "result": True, "changes": {}, "comment": ""}
     nodes, test = list(controllers), __opts__["test"]
     _tell(name, nodes)
-    found = [] if test else __salt__["k8s_controllers.sync"](nodes)
-    answers = __salt__["k8s_controllers.hear"](nodes, patience_s=0 if test or found else 15)
+    answers, found = __salt__["k8s_controllers.hear"](nodes), []
+    behind = [] if test else __salt__["k8s_controllers.behind"](answers)
+    if behind:
+        found = __salt__["k8s_controllers.sync"](behind)
+        answers |= __salt__["k8s_controllers.hear"](behind, patience_s=0 if found else SYNCED_S)
     unknown = [node for node, answer in answers.items() if isinstance(answer, str)]
     found += __salt__["k8s_controllers.faults"](controllers, answers)
     if not test:

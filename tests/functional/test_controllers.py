@@ -28,6 +28,14 @@ def test_controllers_that_answer_and_agree_are_named(agreed):
     assert (ret.result, ret.comment) == (True, "controller-1, controller-2: answered, and the pillar is in order.")
 
 
+def test_one_that_has_the_masters_modules_is_not_synced(node):
+    sync = node.fake("k8s_controllers.sync")
+    ours = {**GOOD, "formula": node.modules["k8s_controllers.formula"]()}
+    node.fake("k8s_controllers.hear", return_value=dict.fromkeys(NODES, ours))
+    assert node.state("k8s_controllers.agreed", "agreed", controllers=NODES).result is True
+    assert not sync.called
+
+
 def test_one_that_is_silent_is_a_failure_in_a_test_run_too(agreed):
     ret = agreed({"controller-1": GOOD, "controller-2": None})
     assert ret.result is False

@@ -66,13 +66,8 @@ def test_json_is_all_that_standard_output_has_where_it_is_asked_for(cluster, dep
     assert f"unchanged: {', '.join(NODES)}" in done.stderr
     # For Salt's own job cache and for reactors it was a success, too.
     jobs = json.loads(cluster.lab.salt_run("--out=json", "jobs.list_jobs", "search_function=runner.k8s_rollout.deploy").stdout)
-
-    def results():
-        """The master stores them a moment after the command has ended."""
-        shown = json.loads(cluster.lab.salt_run("--out=json", "jobs.print_job", max(jobs)).stdout)
-        return list(shown[max(jobs)]["Result"].values())
-
-    (result,) = cluster.wait_for("the result in the job cache", results, timeout_s=30)
+    shown = json.loads(cluster.lab.salt_run("--out=json", "jobs.print_job", max(jobs)).stdout)
+    (result,) = shown[max(jobs)]["Result"].values()
     assert result["return"]["success"] is True
 
 

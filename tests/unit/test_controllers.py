@@ -31,7 +31,24 @@ def test_a_controller_tells_fingerprints_and_never_what_it_holds(controllers, no
 
 def test_a_controller_whose_pillar_is_not_in_order_tells_that_alone(controllers, node):
     node.fake("k8s_config.load", return_value={"errors": ["kubernetes_controller:a: no such key."]})
-    assert controllers("holds")() == {"errors": ["kubernetes_controller:a: no such key."]}
+    assert controllers("holds")() == {"formula": controllers("formula")(), "errors": ["kubernetes_controller:a: no such key."]}
+
+
+def test_the_formula_is_told_from_another_version_of_it(controllers, node, tmp_path, monkeypatch):
+    monkeypatch.setitem(controllers("formula").func.__globals__["__opts__"], "extension_modules", str(tmp_path))
+    (tmp_path / "states").mkdir()
+    seen = [controllers("formula")()]
+    for name, text in [("k8s_a.py", "1"), ("k8s_a.py", "2"), ("k8s_b.py", "2"), ("other.py", "2"), ("k8s_b.pyc", "2")]:
+        (tmp_path / "states" / name).write_text(text)
+        seen.append(controllers("formula")())
+    assert len(set(seen[:4])) == 4
+    assert set(seen[4:]) == {seen[3]}
+    ours, other = {"formula": seen[-1]}, {"formula": seen[0]}
+    assert controllers("behind")({"a": ours, "b": other, "c": "no such function", "d": None, "e": {"errors": []}}) == [
+        "b",
+        "c",
+        "e",
+    ]
 
 
 def test_a_file_is_the_same_whatever_white_space_ends_it_and_of_whatever_type(controllers):
@@ -53,6 +70,17 @@ def test_who_did_not_answer_is_not_waited_for_again_and_none_is_an_answer(contro
     assert asked.call_count == 2
 
 
+def test_who_is_accepted_and_was_passed_over_is_asked_again(controllers, node, monkeypatch):
+    monkeypatch.setitem(controllers("ask").func.__globals__, "PAUSE_S", 0)
+    monkeypatch.setitem(controllers("ask").func.__globals__, "_keys", lambda: {"minions": ["a", "b"], "minions_pre": ["c"]})
+    asked = node.fake("saltutil.cmd", side_effect=[{"a": {"ret": 1}}, {}, {"b": {"ret": 2}}])
+    assert controllers("ask")(["a", "b", "c"], "test.ping") == {"a": 1, "b": 2, "c": None}
+    assert [call.args[0] for call in asked.call_args_list] == [["a", "b", "c"], ["b"], ["b"]]
+    monkeypatch.setitem(controllers("ask").func.__globals__, "ANSWER_S", 0)
+    node.fake("saltutil.cmd", return_value={})
+    assert controllers("ask")(["a"], "test.ping") == {"a": None}
+
+
 def test_who_has_just_got_the_function_is_asked_again_until_he_knows_it(controllers, node, monkeypatch):
     monkeypatch.setitem(controllers("hear").func.__globals__, "PAUSE_S", 0)
     unknown, good = {"ret": "'k8s_controllers.holds' is not available."}, {"ret": {"errors": []}}
@@ -64,12 +92,12 @@ def test_who_has_just_got_the_function_is_asked_again_until_he_knows_it(controll
 
 
 def test_what_could_not_take_the_modules_is_told_with_the_last_line_of_why(controllers, node):
-    good = {"saltutil.sync_modules": [], "saltutil.sync_states": ["states.k8s_pki"]}
-    bad = {"saltutil.sync_modules": [], "saltutil.sync_states": "Traceback\nOSError: no space left on device"}
-    node.fake("saltutil.cmd", return_value={"a": {"ret": good}, "b": {"ret": bad}, "c": {"ret": ""}})
+    good, bad = {"ret": ["states.k8s_pki"]}, {"ret": "Traceback\nOSError: no space left on device"}
+    answers = [{"a": good, "b": good, "c": {"ret": ""}}, {"a": good, "b": bad, "c": {"ret": ""}}]
+    node.fake("saltutil.cmd", side_effect=answers)
     assert controllers("sync")(["a", "b", "c", "d"]) == [
-        "b: saltutil.sync_states failed: OSError: no space left on device",
         "c: saltutil.sync_modules failed: no answer",
+        "b: saltutil.sync_states failed: OSError: no space left on device",
         "c: saltutil.sync_states failed: no answer",
     ]
 
