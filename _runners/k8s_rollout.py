@@ -9,6 +9,7 @@ reads the bus, and leaves the record on the master. A rotation is several rollou
 import contextlib
 import datetime
 import json
+import logging
 import multiprocessing
 import os
 import pwd
@@ -169,6 +170,8 @@ def last():
 
 def _roll(sls, what, pillar, test):
     """Run an orchestration and tell of it; ``what`` is its word for the operator."""
+    for name in ("salt.runner", "salt.minion"):
+        logging.getLogger(name).addFilter(_worth_telling)
     jid = salt.utils.jid.gen_jid(__opts__)
     arguments = {"mods": f"{ORCHESTRATIONS}.{sls}", "pillar": pillar, "test": test}
     record = _Record(jid, bool(__opts__.get("test") if test is None else test), what=what)
@@ -182,6 +185,11 @@ def _roll(sls, what, pillar, test):
         sink.save()
         sink.text(f"\n{_summary(record.data)}")
     return _answer(record.data)
+
+
+def _worth_telling(record):
+    """Leave out of the log that salt-run itself does not close what it used; it says so at the end of each run."""
+    return not str(record.msg).startswith("unclosed ")
 
 
 # -- what is known of a rollout ---------------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ import pytest
 import yaml
 from cryptography import x509
 
-ROOT = Path(__file__).parents[2]
+ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
 sys.path.insert(0, str(ROOT / "lab"))
-sys.path.insert(0, str(Path(__file__).parent))  # also for the tests: leaks, hardening, faults
+sys.path.insert(0, str(HERE))  # also for the tests: leaks, hardening, faults
 
 import leaks  # noqa: E402
 from kclab import binaries, host, master  # noqa: E402
@@ -35,17 +35,23 @@ HOMES = {
     "kube-scheduler": "/var/lib/kube-scheduler",
 }
 DEPLOY = ["state.orchestrate", "kubernetes_controller.orchestrate.deploy"]
+HOW_TO_RUN = {"system": "on nodes; `tests/run --all` runs them", "soak": "long ones on nodes, by hand: tests/soak"}
 PKI = ["state.orchestrate", "kubernetes_controller.orchestrate.pki"]
 
 
 collect_ignore = [] if os.environ.get("KC_SOAK") else ["test_soak_rotations.py"]
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by these
 def pytest_collection_modifyitems(config, items):
     soak = [] if os.environ.get("KC_SOAK") else [item for item in items if item.get_closest_marker("soak")]
     if soak:
         config.hook.pytest_deselected(items=soak)
         items[:] = [item for item in items if item not in soak]
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker("system")
+            item.add_marker(pytest.mark.xdist_group("nodes"))  # where lanes are told apart by groups, these share a lab
     items.sort(key=lambda item: any(name.startswith("bare") for name in getattr(item, "fixturenames", ())))
 
 
@@ -60,10 +66,32 @@ def pytest_runtest_makereport(item, call):
 
 
 class Told:
-    """Tells what each lane is at, and of a failure when it happens: a run that is cut off never comes to its summary."""
+    """
+    Tells what each lane is at, and of a failure when it happens: a run that is cut off never comes to its summary.
+
+    At the end it tells how many tests were left out.
+    """
 
     def __init__(self, config):
-        self.config, self.at = config, {}
+        self.config, self.at, self.left_out = config, {}, {}
+
+    def pytest_deselected(self, items):
+        for item in items:
+            tier = "soak" if item.get_closest_marker("soak") else "system"
+            self.left_out[tier] = self.left_out.get(tier, 0) + 1
+
+    def pytest_sessionfinish(self):
+        if hasattr(self.config, "workeroutput"):
+            self.config.workeroutput["left_out"] = self.left_out
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node):
+        self.left_out = getattr(node, "workeroutput", {}).get("left_out", self.left_out)
+
+    def pytest_terminal_summary(self, terminalreporter):
+        for tier, how in HOW_TO_RUN.items():
+            if self.left_out.get(tier):
+                terminalreporter.write_line(f"not run: {self.left_out[tier]} tests ({how})")
 
     def pytest_runtest_logreport(self, report):
         terminal = self.config.pluginmanager.get_plugin("terminalreporter")

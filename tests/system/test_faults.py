@@ -16,6 +16,8 @@ from faults.judge import COMPONENTS, Judge, Witness
 from faults.table import FAULTS
 
 ALL = bool(os.environ.get("KC_SOAK"))
+# Of the quick run: a refusal of the preflight, a way back, a killed minion.
+SMOKE = ("unknown flag", "binary that dies only in earnest", "minion killed at take_up")
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,10 @@ def converges(world, fault, judge):
     judge.new_serves(set())
 
 
-@pytest.mark.parametrize("fault", [pytest.param(row, id=row.name) for row in FAULTS if row.ci or ALL])
+def param(fault):
+    return pytest.param(fault, id=fault.name, marks=[pytest.mark.smoke] if fault.name in SMOKE else [])
+
+
+@pytest.mark.parametrize("fault", [param(row) for row in FAULTS if row.ci or ALL])
 def test_a_fault_ends_in_old_or_new_serving(world, fault):
     judged(world, fault)

@@ -7,6 +7,8 @@ import pytest
 PORTS = {"etcd": {2379, 2380}, "kube-apiserver": {6443}, "kube-controller-manager": {10257}, "kube-scheduler": {10259}}
 COMPONENTS = list(PORTS)
 
+pytestmark = pytest.mark.smoke
+
 
 def test_one_orchestration_leads_from_bare_nodes_to_a_healthy_control_plane(cluster, rollout):
     assert rollout.returncode == 0

@@ -26,6 +26,7 @@ def lines_of(text):
     return [line for line in text.splitlines() if LINE.match(line)]
 
 
+@pytest.mark.smoke
 def test_a_changed_flag_is_told_as_it_happens_and_in_a_table(cluster, pillar, deploy):
     pillar({"scheduler": {"settings": {"v": 3}}})
     done = deploy()
@@ -47,6 +48,7 @@ def test_a_changed_flag_is_told_as_it_happens_and_in_a_table(cluster, pillar, de
     assert started == sorted(started)
     assert re.search(r"^node +component +from +to +took +not serving +result$", done.stdout, re.M)
     assert "_|-" not in done.stdout  # no dump of Salt's beside it
+    assert done.stderr == ""
     record = last(cluster)
     assert (record["result"], record["retcode"], record["failures"], record["not_started"]) == ("ok", 0, [], [])
     assert sorted((row["node"], row["component"], row["step"]) for row in record["rows"]) == [
