@@ -3,7 +3,8 @@ Files of the master that nothing can replace: written safely, kept before they a
 
 What a file was before is kept below ``kept/STAMP/`` of the directory of certificates, under the path that it had there
 (STAMP is the moment, UTC). Nothing removes that but the operator; of the operator's kubeconfig the latest stay. What is
-declared no more is below ``kept/withdrawn/``, and comes back from there when it is declared again and still fits.
+declared no more is below ``kept/withdrawn/`` (``-2`` and so on, if there is some already), and comes back from there when it is
+declared again and still fits.
 """
 
 import base64
@@ -18,7 +19,7 @@ import salt.utils.files
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 KEPT = "kept"
-WITHDRAWN = "withdrawn"  # in the place of a moment: what is declared no more
+WITHDRAWN = ("withdrawn", "withdrawn-2", "withdrawn-3", "withdrawn-4")  # in the place of a moment: what is declared no more
 SCRATCH = ".new-"
 EXACTLY = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # what is no text, too, is kept byte by byte
 RESTORABLE = re.compile(r"(authorities|shared)/[A-Za-z0-9][\w.-]*")
@@ -97,7 +98,7 @@ def keep(directory, path, name=None, stamp=None, most=None):
     return target
 
 
-def withdraw(directory, path, stamp=None):
+def withdraw(directory, path, stamp=None, spared=None):
     """
     Move a file that is declared no more to where it comes back from when it is declared again. Returns that path.
 
@@ -106,7 +107,9 @@ def withdraw(directory, path, stamp=None):
     path
         The file, below ``directory``.
     stamp
-        See ``keep``: what was withdrawn there before is kept under it.
+        See ``keep``: of more than four that were withdrawn the first is kept under it.
+    spared
+        What was withdrawn there and is about to be taken back (a path, default none): it stays.
 
     CLI Example:
 
@@ -114,10 +117,14 @@ def withdraw(directory, path, stamp=None):
 
         salt-run salt.cmd k8s_kept.withdraw /srv/kubernetes_controller/pki /srv/kubernetes_controller/pki/hosts/a/b/scheduler.crt
     """
-    target = withdrawn(directory, path)
-    forgo(directory, path, stamp)
+    places = [_withdrawn_to(directory, path, place) for place in WITHDRAWN]
+    target = next((place for place in places if not os.path.exists(place)), None)
+    if target is None:
+        target = min((place for place in places if place != spared), key=os.path.getmtime)
+        _forgo(directory, path, target, stamp)
     _make_directories(directory, os.path.dirname(target))
     move(path, target)
+    os.utime(target)
     return target
 
 
@@ -134,17 +141,15 @@ def forgo(directory, path, stamp=None):
 
         salt-run salt.cmd k8s_kept.forgo /srv/kubernetes_controller/pki /srv/kubernetes_controller/pki/hosts/a/b/scheduler.crt
     """
-    former = withdrawn(directory, path)
-    if not os.path.exists(former):
-        return False
-    keep(directory, former, name=os.path.relpath(path, directory), stamp=stamp)
-    os.unlink(former)
-    return True
+    found = withdrawn(directory, path)
+    for former in found:
+        _forgo(directory, path, former, stamp)
+    return bool(found)
 
 
 def withdrawn(directory, path):
     """
-    Return where a file is, or would be, that is declared no more.
+    Return where a file is that was declared no more (list of paths, the latest first).
 
     directory, path
         See ``withdraw``.
@@ -155,7 +160,17 @@ def withdrawn(directory, path):
 
         salt-run salt.cmd k8s_kept.withdrawn /srv/kubernetes_controller/pki /srv/kubernetes_controller/pki/hosts/a/b/scheduler.crt
     """
-    return os.path.join(directory, KEPT, WITHDRAWN, os.path.relpath(path, directory))
+    places = [_withdrawn_to(directory, path, place) for place in WITHDRAWN]
+    return sorted(filter(os.path.exists, places), key=os.path.getmtime, reverse=True)
+
+
+def _withdrawn_to(directory, path, place):
+    return os.path.join(directory, KEPT, place, os.path.relpath(path, directory))
+
+
+def _forgo(directory, path, former, stamp):
+    keep(directory, former, name=os.path.relpath(path, directory), stamp=stamp)
+    os.unlink(former)
 
 
 def now():

@@ -9,6 +9,7 @@ certificate that is made anew gets a new key. What is replaced is kept first (``
 """
 
 import base64
+import contextlib
 import datetime
 import functools
 import glob
@@ -282,41 +283,53 @@ def _leaf(pki, row, force):
     """
     A certificate that is made anew gets a new key with it: a stolen one is of no use once its CA is exchanged, too.
 
-    One that was declared no more, and is again (a slip in the pillar), is that of before as long as it fits.
+    What another pillar asked for is withdrawn, and not only kept: the pair of before comes back when the pillar does, as long
+    as it fits. So a slip in the pillar leaves nothing behind.
     """
     key_path, path = row["key"], row["path"]
-    former = None if force or os.path.exists(path) else _former(pki, row)
+    redeclared = not force and (not os.path.exists(path) or bool(_other_than_declared(_certificate(path), row)))
+    former = _former(pki, row) if redeclared else None
     if former:
         if former["key"] != key_path:
-            yield key_path, AGAIN, lambda: _take_back(former["key"], key_path, _read(former["key"]))
+            yield key_path, AGAIN, lambda: _take_back(pki, former["key"], key_path, _read(former["key"]))
         text = _pem(_certificate(former["path"])) + _chain(pki, row)
-        yield path, AGAIN, lambda: _take_back(former["path"], path, text)
+        yield path, AGAIN, lambda: _take_back(pki, former["path"], path, text)
         return
+    put = _put_in_place if redeclared else _replace
     why = _leaf_fault(pki, row) or ("its renewal was asked for" if force else None)
     if not os.path.exists(key_path):
-        yield key_path, "missing", lambda: _replace(pki, key_path, _new_key(pki))
+        yield key_path, "missing", lambda: put(pki, key_path, _new_key(pki))
     elif why and why != ANOTHER_KEY:  # a run that is cut off behind this step has left just that
-        yield key_path, why, lambda: _replace(pki, key_path, _new_key(pki))
+        yield key_path, why, lambda: put(pki, key_path, _new_key(pki))
     if why:
-        yield path, why, lambda: _replace(pki, path, _leaf_certificate(pki, row) + _chain(pki, row))
+        yield path, why, lambda: put(pki, path, _leaf_certificate(pki, row) + _chain(pki, row))
     elif _read(path).partition(END)[2] != _chain(pki, row):
         yield path, "what follows it differs", lambda: _write(path, _pem(_certificate(path)) + _chain(pki, row))
 
 
 def _former(pki, row):
     """Return where the pair of a row is that was withdrawn (``path``, ``key``), when it still fits; else None."""
-    former = {part: __salt__["k8s_kept.withdrawn"](pki["directory"], row[part]) for part in ("path", "key")}
+    keys = __salt__["k8s_kept.withdrawn"](pki["directory"], row["key"])
     if os.path.exists(row["key"]):  # taken back by a run that was cut off then
-        former["key"] = row["key"]
-    try:
-        return None if _leaf_fault(pki, {**row, **former}) else former
-    except (CommandExecutionError, OSError):
-        return None  # what is no pair any more is made anew
+        keys = [row["key"], *keys]
+    for path in __salt__["k8s_kept.withdrawn"](pki["directory"], row["path"]):
+        for key in keys:
+            with contextlib.suppress(CommandExecutionError, OSError):  # what is no pair any more is made anew
+                if not _leaf_fault(pki, {**row, "path": path, "key": key}):
+                    return {"path": path, "key": key}
+    return None
 
 
-def _take_back(former, path, text):
-    _write(path, text)
+def _take_back(pki, former, path, text):
+    _put_in_place(pki, path, text, spared=former)
     os.unlink(former)
+
+
+def _put_in_place(pki, path, text, spared=None):
+    """Write a file; what another pillar had there is withdrawn."""
+    if os.path.exists(path):
+        __salt__["k8s_kept.withdraw"](pki["directory"], path, stamp=pki.get("stamp"), spared=spared)
+    _write(path, text)
 
 
 def _chain(pki, row):
@@ -494,19 +507,26 @@ def _leaf_fault(pki, row):
     certificate, authority = _certificate(row["path"]), _certificate(f"{pki['directory']}/authorities/{row['authority']}-ca.crt")
     if _public(_key(row["key"])) != _public(certificate):
         return ANOTHER_KEY
-    if certificate.subject != _name(row["common_name"], row.get("organization")):
-        return f"subject was {certificate.subject.rfc4514_string()}"
     if not _is_signed(certificate, authority):
         return "the CA is another"
-    if set(_extension(certificate, x509.SubjectAlternativeName)) != set(_sans(row)):
-        return "names and addresses differ"
-    if set(_extension(certificate, x509.ExtendedKeyUsage)) != {USAGES[usage] for usage in row["usage"]}:
-        return "usage differs"
+    if other := _other_than_declared(certificate, row):
+        return other
     left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.timezone.utc)
     # One that is declared for a short time is not due from its first day on.
     due = datetime.timedelta(days=min(pki["days_remaining"], row["days_valid"] / 3))
     if left < due and certificate.not_valid_after_utc < authority.not_valid_after_utc:
         return f"{left.days} days left"
+    return None
+
+
+def _other_than_declared(certificate, row):
+    """Return in what a certificate is another than its row (str), or None."""
+    if certificate.subject != _name(row["common_name"], row.get("organization")):
+        return f"subject was {certificate.subject.rfc4514_string()}"
+    if set(_extension(certificate, x509.SubjectAlternativeName)) != set(_sans(row)):
+        return "names and addresses differ"
+    if set(_extension(certificate, x509.ExtendedKeyUsage)) != {USAGES[usage] for usage in row["usage"]}:
+        return "usage differs"
     return None
 
 

@@ -46,17 +46,54 @@ def test_a_controller_that_is_declared_again_gets_what_it_had(node, apply, testm
     assert share() == ({} if testmode else before)
 
 
-def test_what_does_not_fit_any_more_is_made_anew_and_the_former_comes_back_no_more(node, pki, share, tmp_path):
+def test_what_does_not_fit_is_made_anew_and_a_renewal_by_force_ends_that_the_former_comes_back(node, pki, share, tmp_path):
     withdraw(node, pki)
-    assert node.state("k8s_pki.managed", **pki({"controllers": {"controller-2": "10.8.0.112"}})).result is True
-    other, share_of_two = share(), tmp_path / f"pki/hosts/controller-2/{PKI}"
-    for kind in ("crt", "key"):
-        (share_of_two / f"apiserver.{kind}").unlink()
-    ret = node.state("k8s_pki.managed", **pki({"controllers": {"controller-2": "10.8.0.112"}}))
-    assert ret.comment == "2 files were made."
-    assert share()["apiserver.key"] != other["apiserver.key"]
-    assert not list((tmp_path / "pki/kept/withdrawn").rglob("apiserver.key"))
-    assert [path for path in (tmp_path / "pki/kept").glob("2*/**/apiserver.key") if "controller-2" in str(path)]
+    moved, kept = {"controllers": {"controller-2": "10.8.0.112"}}, tmp_path / "pki/kept"
+    assert node.state("k8s_pki.managed", **pki(moved)).result is True
+    assert list((kept / "withdrawn").rglob("apiserver.key"))
+    node.state("k8s_pki.managed", force=True, **pki(moved))
+    assert not list(kept.glob("withdrawn*/**/apiserver.key"))
+    assert [path for path in kept.glob("2*/**/apiserver.key") if "controller-2" in str(path)]
+
+
+SLIPS = {
+    "domain": {"cluster": {"domain": "k8s.local"}},
+    "range of services": {"cluster": {"service_cidr": "10.96.0.0/16"}},
+    "endpoint": {"endpoint": {"host": "typo.example.org"}},
+    "names": {"pki": {"certificates": {"apiserver": {"sans": ["DNS:only.this"]}}}},
+    "address": {"controllers": {"controller-2": "10.8.0.112"}},
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_pillar_that_asked_for_other_certificates_leaves_nothing_behind(node, pki, tmp_path, helpers, slip):
+    def all_but_kept():
+        found = helpers.tree(tmp_path / "pki")
+        return {path: what for path, what in found.items() if "/kept" not in path and "/.lock" not in path}
+
+    node.state("k8s_pki.managed", **pki(TWO))
+    before = all_but_kept()
+    assert node.state("k8s_pki.managed", **pki(TWO, SLIPS[slip])).changes
+    assert all_but_kept() != before
+    second = {"endpoint": {"host": "another.example.org"}, **SLIPS["address"]}
+    assert node.state("k8s_pki.managed", **pki(TWO, second)).changes
+    ret = node.state("k8s_pki.managed", **pki(TWO))
+    assert {change["old"] for change in ret.changes.values()} == {"declared again; taken back"}
+    assert all_but_kept() == before
+    assert node.state("k8s_pki.managed", **pki(TWO)).changes == {}
+    assert node.state("k8s_pki.managed", **pki(TWO, second)).result is True
+    assert node.state("k8s_pki.managed", **pki(TWO)).result is True
+    assert all_but_kept() == before
+
+
+def test_of_many_pillars_the_latest_four_come_back_and_none_is_lost(node, pki, share, tmp_path):
+    shares = []
+    for number in range(102, 108):
+        assert node.state("k8s_pki.managed", **pki({"controllers": {"controller-2": f"10.8.0.{number}"}})).result is True
+        shares.append(share()["apiserver.key"])
+    ret = node.state("k8s_pki.managed", **pki({"controllers": {"controller-2": "10.8.0.103"}}))
+    assert (ret.result, share()["apiserver.key"]) == (True, shares[1])
+    assert {path.read_text() for path in (tmp_path / "pki").rglob("apiserver.key") if "controller-2" in str(path)} >= set(shares)
 
 
 def test_a_renewal_by_force_takes_nothing_back(node, pki, share):
