@@ -4,25 +4,40 @@ Ask a component's binary what it accepts: its ``--help`` as data, and a dry run 
 No table of flags, feature gates or plugins can go stale here. The dry run happens in a network namespace of its own,
 where no address of the node exists and nothing can be reached: a component checks its flags, finds that it cannot bind
 its address, and ends, all within a tenth of a second. All files are read-only there but for the draft of the generation, in
-which the directories have a place that the component writes to, so whatever flags name, nothing is made or changed.
+which the directories have a place that the component writes to, and whatever pipe or device a flag names; sockets are
+covered. So whatever flags name, nothing is made, changed or told to anybody.
+
+Each question is bounded: in time, in what is read of its answer, and by its rank among those that want processors or memory.
 """
 
 import contextlib
 import ctypes
 import difflib
+import errno
 import fcntl
 import functools
 import json
 import os
 import re
+import resource
+import selectors
 import signal
 import socket
+import stat
 import struct
 import subprocess
+import time
 
+import salt.utils.hashutils
 from salt.exceptions import CommandExecutionError
 
-TIMEOUT_S = 10
+TIMEOUT_S = 30  # 0.2 s of a processor's time are enough, which it has to get on a busy node
+MOST_SAID = 4 << 20  # bytes; the longest --help has 150 KB
+FIRST_TO_GO = 900  # the kernel's oom_score_adj; whatever serves has 0 or less
+NICE = 10  # a tenth of the weight of what serves; with 19 a question starved beside six busy processes
+LIMITS = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 64 << 20}  # bytes
+# What a lack of means on this node says nothing of the file.
+PASSING = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETXTBSY)
 TRIES = 6  # a component names one fault at a time; so many are collected
 FLAG = re.compile(r"^ {2,6}(?:-\w, )?--([a-z0-9][\w.-]*)(?: (\S+))?(?: {2,}(.*))?$")
 GATE = re.compile(r"(\w+)=(?:true\|false|false\|true) \((\w+) - default=(true|false)\)")
@@ -49,10 +64,18 @@ TELLING = (
 )
 CLONE_NEWNET, CLONE_NEWNS, SIOCSIFFLAGS, IFF_UP = 0x40000000, 0x00020000, 0x8914, 0x1
 PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 24, 38
-MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, READ_ONLY, MS_BIND, MS_PRIVATE = 442, -100, 0x8000, 1, 1 << 12, 1 << 18
-# Of what root may, a component that is asked keeps to read what is declared, and to bind any port: cap_dac_override,
-# cap_dac_read_search, cap_net_bind_service.
-KEPT = (1, 2, 10)
+MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, MS_BIND, MS_PRIVATE = 442, -100, 0x8000, 1 << 12, 1 << 18
+READ_ONLY, NO_DEVICES = 1, 4
+# Of what root may, a component that is asked keeps to read what is declared, and to bind any port: cap_dac_read_search,
+# cap_net_bind_service.
+KEPT = (2, 10)
+DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")  # by which nothing can be told or changed
+ITS_OWN = ("/dev/null", "/dev/stdout", "/dev/stderr")
+COMMANDS = ("/run/systemd", "/run/dbus")  # where sockets and pipes take orders
+
+
+class Damaged(CommandExecutionError):
+    """The fault lies in the file of the binary."""
 
 
 def options(binary):
@@ -63,7 +86,7 @@ def options(binary):
         Absolute path.
 
     A dictionary: ``flags`` (name to ``type``, ``help`` and ``deprecated``), ``gates`` (name to ``stage`` and
-    ``default``), ``plugins`` (names of admission plugins). Raises CommandExecutionError when it hangs or is damaged.
+    ``default``), ``plugins`` (names of admission plugins). Raises CommandExecutionError when it does not answer or is damaged.
 
     CLI Example:
 
@@ -79,7 +102,7 @@ def options(binary):
         elif current is not None and line.startswith("    "):
             current["help"] = f"{current['help']} {line.strip()}".strip()
     if not flags:
-        raise CommandExecutionError(f"{binary} --help listed no flags (status {answer['status']}): is it damaged?")
+        raise Damaged(f"{binary} --help listed no flags (status {answer['status']}): is it damaged?")
     for flag in flags.values():
         flag["deprecated"] = bool(DEPRECATED.search(flag["help"]))
     gates = GATE.findall(flags.get("feature-gates", {}).get("help", ""))
@@ -134,15 +157,31 @@ def problems(row, directory):
         errors, settings = _by_help(row, known)
         found, warnings = _by_dry_run(row, directory, settings, known)
     except CommandExecutionError as exc:
-        sentence = f"{row['name']} {row['release']}: {exc}"
-        return {"errors": [sentence + _way_out(row)], "warnings": []}
+        way_out = _way_out(row) if isinstance(exc, Damaged) else ""
+        return {"errors": [f"{_who(row)}: {exc}{way_out}"], "warnings": []}
     return {"errors": [*errors, *found], "warnings": [*_deprecated(row, known), *warnings]}
 
 
 def _way_out(row):
-    if row["binary_managed"]:
-        return f" Remove {row['binary']}, and the next run fetches it again."
-    return " Replace it; the formula does not manage it (kubernetes_controller:binaries:names)."
+    """Return what to do with the file of a binary that is at fault; one that a generation needs to start again stays."""
+    if not row["binary_managed"]:
+        return " Replace it; the formula does not manage it (kubernetes_controller:binaries:names)."
+    for link in ("live", "good"):
+        if _starts_from(row, link):
+            return (
+                f" Leave it there: {row['home']}/{link} starts from it, and it is the same file as then. Run this again; if it "
+                f"stays so, see what `{row['binary']} --version` says on this node, or declare another release."
+            )
+    return f" Remove {row['binary']}, and the next run fetches it again."
+
+
+def _starts_from(row, link):
+    """Tell whether the generation of this link starts from the binary as it is now; its content is read for that."""
+    used = __salt__["k8s_generation.binary"](row["home"], link)
+    try:
+        return used.get("path") == row["binary"] and salt.utils.hashutils.get_hash(row["binary"], "sha256") == used["sha256"]
+    except OSError:
+        return False
 
 
 def _other_release(row):
@@ -277,11 +316,15 @@ def _start(row, directory, settings):
     """
     Start the binary where it can reach, bind and write nothing; return what it said, or None where that is not possible.
 
-    The directories that it writes to need not be there yet: each has a place in the draft.
+    The directories that it writes to need not be there yet: each has a place in the draft, and so have pipes and devices.
     """
-    places = {path: f"{directory}/.place-{number}" for number, path in enumerate(sorted(row["directories"], reverse=True))}
-    for place in places.values():
-        os.makedirs(place, mode=0o700, exist_ok=True)
+    moved = [*_no_files(settings), *sorted(row["directories"], reverse=True)]
+    places = {path: f"{directory}/.place-{number:02}" for number, path in enumerate(moved)}
+    for path, place in places.items():
+        if path in row["directories"]:
+            os.makedirs(place, mode=0o700, exist_ok=True)
+        else:
+            os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o600))
     arguments = __salt__["k8s_config.arguments"](_without_effect(row, directory, settings, places))
     try:
         said = _run([row["binary"], *arguments], writable=directory)["said"]
@@ -313,8 +356,25 @@ def _moved(value, places):
     if isinstance(value, list):
         return [_moved(one, places) for one in value]
     for path, place in places.items():  # the deepest first
-        value = re.sub(rf"(?<![^,:=]){re.escape(path)}(?=[/,]|$)", place, value)
+        value = re.sub(rf"(?<![^,:=])((?:file://)?){re.escape(path)}(?=[/,]|$)", rf"\g<1>{place}", value)
     return value
+
+
+def _no_files(settings):
+    """Return what ``settings`` name that takes what is written to it although it is mounted read-only: pipes and devices."""
+    elements = [part for value in settings.values() for one in _elements(value) for part in re.split(r"[,=]", one)]
+    paths = dict.fromkeys(element.removeprefix("file://") for element in elements)
+    kinds = (stat.S_ISFIFO, stat.S_ISCHR, stat.S_ISBLK)
+    return [path for path in paths if path.startswith("/") and path not in ITS_OWN and _is(path, *kinds)]
+
+
+def _is(path, *kinds):
+    """Tell whether there is something of one of these ``kinds`` (functions of ``stat``), as links lead to it."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return any(kind(mode) for kind in kinds)
 
 
 def _complaint(said):
@@ -377,25 +437,27 @@ def _run(command, writable=None):
     Raises subprocess.SubprocessError where no namespace can be had; then only the questions that start nothing are asked
     without one.
     """
+    is_question = command[-1] in ("--help", "--version")
     try:
         try:
-            process = _popen(command, functools.partial(_alone, writable))
+            process = _popen(command, functools.partial(_alone, writable, _sockets()))
         except subprocess.SubprocessError:
-            if command[-1] not in ("--help", "--version"):
+            if not is_question:
                 raise
-            process = _popen(command, None)
+            process = _popen(command, _step_back)
     except OSError as exc:
-        raise CommandExecutionError(f"{command[0]} cannot be run ({exc.strerror}): is it damaged?") from exc
+        if exc.errno in PASSING:
+            raise _unasked(command, f"it cannot be run, {exc.strerror}") from exc
+        raise Damaged(f"{command[0]} cannot be run ({exc.strerror}): is it damaged?") from exc
     try:
-        said, _ = process.communicate(timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired as exc:
-        what = f"{command[0]} {'--help' if '--help' in command else 'with its flags'}".strip()
-        raise CommandExecutionError(f"{what} did not end within {TIMEOUT_S} s: it hangs.") from exc
+        said = _answer(process, command)
     finally:
         _end(process)
+    if process.returncode == -signal.SIGKILL:
+        raise _unasked(command, "it was ended by SIGKILL")
     if process.returncode < 0:
-        name = signal.Signals(-process.returncode).name
-        raise CommandExecutionError(f"{command[0]} was ended by {name}: is it damaged?")
+        ended = f"{_asked(command)} was ended by {signal.Signals(-process.returncode).name}"
+        raise Damaged(f"{ended}: is it damaged?") if is_question else CommandExecutionError(f"{ended}.")
     return {"status": process.returncode, "said": said}
 
 
@@ -403,8 +465,34 @@ def _popen(command, before):
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/nonexistent"}
     return subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, errors="replace", cwd="/", start_new_session=True, preexec_fn=before,  # noqa: PLW1509
+        cwd="/", start_new_session=True, preexec_fn=before,  # noqa: PLW1509
     )  # fmt: skip
+
+
+def _answer(process, command):
+    """Return what a process says until it ends, both streams. What is read is in the minion's memory, so it has a bound, too."""
+    said, deadline = b"", time.monotonic() + TIMEOUT_S
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while (left := deadline - time.monotonic()) > 0 and selector.select(left):
+            part = os.read(process.stdout.fileno(), 1 << 16)
+            said += part
+            if len(said) > MOST_SAID:
+                raise CommandExecutionError(f"{_asked(command)} said more than {MOST_SAID >> 20} MiB and was ended.")
+            if not part:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(left)
+                    return said.decode(errors="replace")
+    raise _unasked(command, f"it did not end within {TIMEOUT_S} s")
+
+
+def _unasked(command, reason):
+    said = f"{_asked(command)} could not be asked: {reason} (is the node busy, or out of memory?). Run this again."
+    return CommandExecutionError(said)
+
+
+def _asked(command):
+    return f"{command[0]} {command[-1] if command[-1] in ('--help', '--version') else 'with its flags'}"
 
 
 def _end(process):
@@ -422,21 +510,47 @@ class MountAttributes(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "user_namespace")]
 
 
-def _alone(writable):
+def _step_back():
+    """Let this process, between fork and exec, lose against all that serves: where processors, memory and disks are short."""
+    for name, value in {"oom_score_adj": FIRST_TO_GO, "autogroup": NICE}.items():
+        with contextlib.suppress(OSError), open(f"/proc/self/{name}", "w", encoding="ascii") as handle:
+            handle.write(str(value))
+    os.nice(NICE)
+    for kind, most in LIMITS.items():
+        resource.setrlimit(kind, (most, most))
+
+
+def _sockets():
+    """Return the paths (set) at which somebody of this machine may be told something."""
+    with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as handle:
+        fields = [line.rstrip("\n").split(maxsplit=7) for line in handle]
+    return {field[7] for field in fields if len(field) == 8 and field[7].startswith("/") and _is(field[7], stat.S_ISSOCK)}
+
+
+def _alone(writable, sockets):
     """
     Move this process, between fork and exec, to namespaces of its own: a network that has nothing but a loopback, and the
-    files of this machine, read-only but for the directory ``writable`` (None for none); and give up most of what root may.
+    files of this machine, read-only but for the directory ``writable`` (None for none), without devices and without those
+    who listen at ``sockets`` (paths); and give up most of what root may.
 
     Without the loopback up, Linux would let it bind any address. That it cannot is tried, not believed: a component
     that could bind would go on and start.
     """
+    _step_back()
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     _checked(LIBC.unshare(CLONE_NEWNET | CLONE_NEWNS), "unshare")
-    _set_mounts(b"/", MountAttributes(set=READ_ONLY, propagation=MS_PRIVATE))
+    _set_mounts("/", MountAttributes(set=READ_ONLY | NO_DEVICES, propagation=MS_PRIVATE))
+    for path in filter(os.path.exists, DEVICES):
+        _bind(path, path)
+        _set_mounts(path, MountAttributes(clear=NO_DEVICES))
+    for path in filter(os.path.isdir, COMMANDS):
+        _checked(LIBC.mount(b"none", os.fsencode(path), b"tmpfs", READ_ONLY, None), "mount")
+    for path in sockets:
+        with contextlib.suppress(FileNotFoundError):  # covered already, or gone
+            _bind("/dev/null", path)
     if writable:
-        path = os.fsencode(writable)
-        _checked(LIBC.mount(path, path, None, MS_BIND, None), "mount")
-        _set_mounts(path, MountAttributes(clear=READ_ONLY))
+        _bind(writable, writable)
+        _set_mounts(writable, MountAttributes(clear=READ_ONLY))
     for capability in range(64):
         if capability not in KEPT and LIBC.prctl(PR_CAPBSET_DROP, capability):
             break
@@ -446,7 +560,12 @@ def _alone(writable):
 
 def _set_mounts(path, attributes):
     size = ctypes.sizeof(attributes)
-    _checked(LIBC.syscall(MOUNT_SETATTR, AT_FDCWD, path, AT_RECURSIVE, ctypes.byref(attributes), size), "mount_setattr")
+    path, flags = os.fsencode(path), AT_RECURSIVE
+    _checked(LIBC.syscall(MOUNT_SETATTR, AT_FDCWD, path, flags, ctypes.byref(attributes), size), "mount_setattr")
+
+
+def _bind(source, target):
+    _checked(LIBC.mount(os.fsencode(source), os.fsencode(target), None, MS_BIND, None), "mount")
 
 
 def _checked(failed, call):

@@ -93,7 +93,8 @@ def crossed(components, places):
 
 def make(path, mode="0755"):
     """
-    Make a directory that is missing, and its missing parents with mode 0755, whatever the umask is. Returns what was made.
+    Make a directory that is missing, and its missing parents with mode 0755, whatever the umask is; each is on disk before
+    anything is put there. Returns what was made.
 
     path
         Absolute path.
@@ -113,6 +114,7 @@ def make(path, mode="0755"):
     for directory in missing:
         os.mkdir(directory)
         os.chmod(directory, int(mode, 8) if directory == path else PARENT)
+        __salt__["k8s_durable.sync"](os.path.dirname(directory))
     return missing
 
 

@@ -264,7 +264,7 @@ def _data(components, cast, names, place):
 
 
 def _enough_mib(data):
-    """Return the MiB of memory that no rehearsal needs on this data (path of a snapshot, or None), without the copy itself."""
+    """Return the MiB of memory that no rehearsal needs on this data (path of a snapshot, or None), its copy included."""
     return LEAST_MIB + FOR_DATA * math.ceil(os.path.getsize(data) / MIB if data else 0)
 
 

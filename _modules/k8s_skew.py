@@ -72,7 +72,8 @@ def version_refusals(declared, live, others, ignore=()):
     for (key, release, before), names in moves.items():
         where, steps = f"kubernetes_controller:{key}: {', '.join(names)} {release}", _minor(release) - _minor(before)
         if steps < 0 and "downgrade" not in ignore:
-            found.append(f"{where} would go back over a minor release, {before} is live. {override('downgrade')}")
+            first = _told_to_go_back(release) if key == "etcd:release" else ""
+            found.append(f"{where} would go back over a minor release, {before} is live. {first}{override('downgrade')}")
         if abs(steps) > 1 and "skew" not in ignore:
             between = _minor(before) + (1 if steps > 0 else -1)
             found.append(
@@ -155,6 +156,16 @@ def override(name):
     """
     pillar = {"kubernetes_controller": {"rollout": {"ignore": [name]} if isinstance(name, str) else name}}
     return f"To go on all the same, once: pillar='{json.dumps(pillar)}'."
+
+
+def _told_to_go_back(release):
+    """Return what has to be done first where etcd goes back: none starts on data that a later minor release still writes."""
+    minor = release.rpartition(".")[0]
+    return (
+        f"An etcd of {minor} does not start on these data before etcd was told to write them as {minor} does: say `etcdctl "
+        f"downgrade enable {minor}` on one controller, and wait until `etcdctl endpoint status --cluster --write-out=json` shows "
+        f"storageVersion {minor}.0 for each member. After that, and not before: "
+    )
 
 
 def _skew(declared, live, others):

@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 
@@ -54,12 +55,12 @@ def save(row, target, max_mib=None, directory=None):
         answer = _run([row["etcdctl"], "endpoint", "status", "--write-out=json"], asked)
         if answer.returncode == 0:
             _refuse_too_large(json.loads(answer.stdout)[0]["Status"]["dbSize"] / MIB, os.path.dirname(target), max_mib)
-            answer = _run([row["etcdctl"], "snapshot", "save", target], asked)
+            answer = _run(_lesser([row["etcdctl"], "snapshot", "save", target]), asked)
         if answer.returncode == 0:
             os.chmod(target, 0o600)
             return target
         lines = [line for line in answer.stderr.splitlines() if line.strip()]
-        complaint = lines[-1][:300] if lines else f"etcdctl ended with status {answer.returncode}"
+        complaint = _killed(answer) or (lines[-1][:300] if lines else f"etcdctl ended with status {answer.returncode}")
     raise Unanswered(f"etcd gives no copy of its data: {complaint.rstrip('.')}. {__salt__['k8s_etcdctl.must_answer']()}")
 
 
@@ -117,7 +118,9 @@ def keep(row, label):
     try:
         save(row, target)
         etcdutl = os.path.join(os.path.dirname(row["etcdctl"]), "etcdutl")
-        answer = _run([etcdutl, "snapshot", "status", target, "--write-out=json"], {})
+        answer = _run(_lesser([etcdutl, "snapshot", "status", target, "--write-out=json"]), {})
+        if killed := _killed(answer):
+            raise Unanswered(f"{target} could not be verified: {killed}. Run this again.")
         if answer.returncode or not json.loads(answer.stdout).get("totalKey"):
             said = (answer.stderr or answer.stdout).strip()[-300:].rstrip(".")
             raise Unanswered(
@@ -146,6 +149,18 @@ def _refuse_too_large(size, directory, max_mib):
         )
     if free < ROOM * size + 64:
         raise CommandExecutionError(f"{directory} has {free:.0f} MiB free, too little for a copy of etcd's {size:.0f} MiB.")
+
+
+def _lesser(command):
+    """Return the command by which one that reads or writes all of the data loses against what serves."""
+    return __salt__["k8s_stage.lesser"](command, of="system.slice")
+
+
+def _killed(answer):
+    """Return how a program was ended before it could answer, or None."""
+    if answer.returncode >= 0:
+        return None
+    return f"it was ended by {signal.Signals(-answer.returncode).name} (is there no memory left on this node?)"
 
 
 def _run(command, environment):

@@ -2,8 +2,8 @@
 The stage of a rehearsal: a network namespace with the node's addresses and no way out, units that run prepared
 generations in it as the real ones run, and a throw-away etcd with a copy of the data. Everything is below /run.
 
-All that runs there is in one slice, with bounded memory and little weight: what serves comes first, and where the machine runs
-out of memory all the same, the kernel ends the rehearsal.
+All that runs there, and what makes the copy ready, is in one slice, with bounded memory and little weight: what serves comes
+first, and where the machine runs out of memory all the same, the kernel ends the rehearsal.
 
 Nothing here decides anything; ``k8s_rehearsal`` does. ``clear`` removes whatever an earlier rehearsal left.
 """
@@ -15,6 +15,7 @@ import fcntl
 import glob
 import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -61,7 +62,9 @@ def clear():
         _run(["systemctl", "reset-failed", *names])
         for name in names:
             os.unlink(f"{UNITS}/{name}")
+    __context__.pop("k8s_stage_short", None)
     if os.path.exists(f"{UNITS}/{SLICE}"):
+        _run(["systemctl", "kill", "--signal=KILL", SLICE])  # what a killed minion let restore the copy is in it, too
         _run(["systemctl", "stop", SLICE])
         os.unlink(f"{UNITS}/{SLICE}")
         names.append(SLICE)
@@ -145,9 +148,30 @@ def bound(memory_max_mib):
     return True
 
 
+def lesser(command, of=SLICE):
+    """
+    Return the command (list) by which another one loses against what serves: in a scope of its own, with little weight, and the
+    first to go where memory runs out. It keeps its streams, its environment and its exit status.
+
+    command
+        The program and its arguments (list).
+    of
+        The slice that the scope is in (default: that of the stage, which ``bound`` makes).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_stage.lesser '["/opt/etcd/3.7.3/bin/etcdutl", "version"]' of=system.slice
+    """
+    weights = [f"--property={name}={LITTLE}" for name in ("CPUWeight", "IOWeight")]
+    scope = ["systemd-run", "--scope", "--quiet", "--collect", f"--slice={of}", *weights]
+    return [*scope, "--", "choom", "-n", str(FIRST_TO_GO), "--", *command]
+
+
 def out_of_memory():
     """
-    Return the units (list) of the stage that were ended as there was no memory left, for them or on the machine.
+    Return what of the stage, units and programs (list), was ended as there was no memory left, for it or on the machine.
 
     CLI Example:
 
@@ -157,7 +181,7 @@ def out_of_memory():
     """
     names = [os.path.basename(path) for path in sorted(glob.glob(f"{UNITS}/{UNIT.format('*')}.service"))]
     shown = {name: _run(["systemctl", "show", "--value", "-p", "Result", name]).stdout.strip() for name in names}
-    return [name for name, result in shown.items() if result == "oom-kill"]
+    return [*__context__.get("k8s_stage_short", []), *(name for name, result in shown.items() if result == "oom-kill")]
 
 
 def leave():
@@ -198,7 +222,7 @@ def restore(row, snapshot, member, peer_url=PEER_URL):
     if snapshot:
         command = [os.path.join(os.path.dirname(row["etcdctl"]), "etcdutl"), "snapshot", "restore", snapshot]
         command += [f"--data-dir={data}", f"--name={member}", f"--initial-cluster={member}={peer_url}"]
-        _checked([*command, f"--initial-advertise-peer-urls={peer_url}"])
+        _bounded([*command, f"--initial-advertise-peer-urls={peer_url}"])
         os.unlink(snapshot)
     else:
         os.makedirs(data, mode=0o700)
@@ -227,7 +251,7 @@ def leave_out(environment, etcdctl, prefix, leases):
         salt 'controller-1' k8s_stage.leave_out "$ENVIRONMENT" /opt/etcd/3.7.3/bin/etcdctl /registry '["kube-system/one"]'
     """
     for part in (*LEFT_OUT, *(f"leases/{lease}" for lease in leases)):
-        _checked(["ip", "netns", "exec", NAMESPACE, etcdctl, "del", "--prefix", f"{prefix}/{part}"], env=environment)
+        _bounded(["ip", "netns", "exec", NAMESPACE, etcdctl, "del", "--prefix", f"{prefix}/{part}"], environment)
     return True
 
 
@@ -430,10 +454,22 @@ def _run(command, env=None):
         raise CommandExecutionError(f"a rehearsal needs {command[0]}: {exc}") from exc
 
 
-def _checked(command, env=None):
-    answer = _run(command, env)
+def _checked(command):
+    return _stdout(command, _run(command))
+
+
+def _bounded(command, env=None):
+    """Run a command within the bounds of the stage; one that is killed there had no memory left (see ``out_of_memory``)."""
+    answer = _run(lesser(command), env)
+    if answer.returncode == -signal.SIGKILL:
+        __context__.setdefault("k8s_stage_short", []).append(os.path.basename(command[0]))
+    return _stdout(command, answer)
+
+
+def _stdout(command, answer):
     if answer.returncode:
-        raise CommandExecutionError(f"{' '.join(command[:4])} …: {_last_line(answer.stderr) or _last_line(answer.stdout)}")
+        said = _last_line(answer.stderr) or _last_line(answer.stdout) or f"status {answer.returncode}"
+        raise CommandExecutionError(f"{' '.join(command[:4])} …: {said}")
     return answer.stdout
 
 

@@ -243,6 +243,22 @@ def test_no_flag_makes_the_dry_run_write_a_file(ask, rows, tmp_path, helpers, na
         assert said == []
 
 
+@pytest.mark.parametrize(
+    ("name", "flag", "value"),
+    [("etcd", "log-outputs", ["stderr", "{}"]), ("etcd", "log-outputs", "file://{}"), ("kube-apiserver", "audit-log-path", "{}")],
+    ids=str,
+)
+def test_no_flag_makes_the_dry_run_write_to_a_pipe_or_wait_for_its_reader(ask, rows, tmp_path, name, flag, value):
+    os.mkfifo(pipe := tmp_path / "pipe")
+    value = [one.format(pipe) for one in value] if isinstance(value, list) else value.format(pipe)
+    layer = {rows(binaries=False)[name]["key"]: {"settings": {flag: value}}}
+    assert ask(name, layer) == GOOD  # nobody reads
+    heard = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert ask(name, layer) == GOOD
+    assert os.read(heard, 1) == b""
+    os.close(heard)
+
+
 @pytest.mark.parametrize("size", [0, 100, 1_000_000, 60_000_000])
 def test_a_truncated_binary_is_one_sentence(node, rows, real_binaries, size, tmp_path):
     row = rows(binaries=False)["kube-apiserver"]

@@ -217,3 +217,20 @@ def test_what_lay_in_a_closed_home_is_closed_by_itself_before_all_may_pass(api):
 
 def test_nothing_is_asked_where_nothing_is_live(api):
     assert (api.wrong(api.row), api.belong(api.row)) == ({}, [])
+
+
+def test_what_is_made_is_on_disk_before_anything_is_put_there(node, tmp_path, monkeypatch):
+    """With its mode: a loss of power leaves no directory that a link leads to and that is not there."""
+    real, synced = os.fsync, []
+
+    def fsync(handle):
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        synced.append((path, {one.name: one.stat().st_mode & 0o777 for one in path.iterdir()}))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    path = tmp_path / "opt/1.37.2/bin"
+    assert node.modules["k8s_owners.make"](str(path), "0711") == [str(tmp_path / "opt"), str(tmp_path / "opt/1.37.2"), str(path)]
+    assert synced == [(tmp_path, {"opt": 0o755}), (tmp_path / "opt", {"1.37.2": 0o755}), (path.parent, {"bin": 0o711})]
+    node.modules["k8s_owners.make"](str(path))
+    assert len(synced) == 3

@@ -2,7 +2,10 @@
 
 import base64
 import os
+import resource
 import socket
+import stat
+import sys
 import time
 from pathlib import Path
 
@@ -358,7 +361,9 @@ def test_a_binary_that_hangs_does_not_hang_the_preflight(node, scheduler, monkey
     (found,) = problems(node, row)
     assert time.monotonic() - started < 60
     assert found.startswith(f"kube-scheduler 1.37.2: {row['binary']} ")
-    assert "did not end within 0.5 s: it hangs." in found
+    assert found.endswith(
+        "could not be asked: it did not end within 0.5 s (is the node busy, or out of memory?). Run this again."
+    )
     assert not [pid for pid in os.listdir("/proc") if pid.isdigit() and f"sleep\0{nap}" in arguments(pid)]
 
 
@@ -377,6 +382,54 @@ def test_a_binary_that_is_not_managed_is_not_said_to_be_fetched(node, rows):
     row = {**rows()["kube-scheduler"], "binary_managed": False}
     Path(row["binary"]).write_bytes(b"")
     assert "the formula does not manage it (kubernetes_controller:binaries:names)" in problems(node, row)[0]
+
+
+@pytest.mark.parametrize("at", ["at --help", "when it starts"])
+def test_a_binary_that_is_ended_by_the_kernel_is_to_be_asked_again_and_not_removed(node, scheduler, at):
+    killed = "kill -KILL $$\n"
+    (found,) = problems(node, scheduler(killed, help=HELP if at == "when it starts" else killed))
+    assert found.endswith("could not be asked: it was ended by SIGKILL (is the node busy, or out of memory?). Run this again.")
+
+
+def test_a_node_that_can_start_nothing_is_no_fault_of_the_binary(node, scheduler, monkeypatch):
+    row = scheduler()
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: (_ for _ in ()).throw(OSError(12, "Cannot allocate memory")))
+    (found,) = problems(node, row)
+    assert "--help could not be asked: it cannot be run, Cannot allocate memory (is the node busy" in found
+    assert "Remove" not in found
+
+
+@pytest.mark.parametrize(
+    "script", ["exit 0\n", "[ $1 = --version ] && echo Kubernetes v1.36.3\n" + HELP], ids=["no flags", "other"]
+)
+@pytest.mark.parametrize("link", ["live", "good"])
+def test_the_file_that_a_generation_starts_from_is_not_said_to_be_removed(node, rows, link, script):
+    row = rows()["kube-scheduler"]
+    Path(row["binary"]).write_text("#!/bin/sh\n" + script)
+    node.modules["k8s_generation.promote"](row["home"], node.modules["k8s_generation.prepare"](row), link=link)
+    (found,) = problems(node, row)
+    assert f"Leave it there: {row['home']}/{link} starts from it, and it is the same file as then. Run this again;" in found
+    assert "Remove" not in found
+    Path(row["binary"]).write_text("#!/bin/sh\n" + script + "\n")
+    assert f"Remove {row['binary']}, and the next run fetches it again." in problems(node, row)[0]
+
+
+@pytest.mark.parametrize("at", ["at --help", "when it starts"])
+def test_a_binary_that_talks_without_end_is_ended_and_does_not_fill_the_minion(node, scheduler, at):
+    endless, before = "exec yes and on and on\n", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (found,) = problems(node, scheduler(endless, help=HELP if at == "when it starts" else endless))
+    assert found.endswith(" said more than 4 MiB and was ended.")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30 << 10, "in KiB"
+
+
+@pytest.mark.parametrize("namespaces", [True, False])
+def test_a_question_loses_against_what_serves(node, scheduler, monkeypatch, namespaces):
+    """Its place in line is what its --help says here, as flags."""
+    looks = 'echo "  --adj-$(cat /proc/self/oom_score_adj)-nice-$(nice)-core-$(ulimit -c)-file-$(ulimit -f) string   one"\n'
+    if not namespaces:
+        monkeypatch.setitem(node.modules["k8s_ask_binary.options"].func.__globals__, "LIBC", Refusing)
+    (flag,) = node.modules["k8s_ask_binary.options"](scheduler(help=looks)["binary"])["flags"]
+    assert flag == f"adj-900-nice-{min(os.nice(0) + 10, 19)}-core-0-file-131072"
 
 
 def klog(text):
@@ -483,13 +536,64 @@ echo "$@" > {told}; cat /proc/net/dev > {told}
     assert row["home"] not in arguments
 
 
+class Refusing:
+    """A C library where no namespace is to be had."""
+
+    prctl = staticmethod(lambda *_: 0)
+    unshare = staticmethod(lambda *_: 1)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+@pytest.mark.parametrize("form", ["{}", "stderr,{}", "file://{}", "a={}", "a=/dev/null,b={}"])
+def test_no_flag_makes_a_dry_run_write_to_a_pipe_or_a_device(node, scheduler, tmp_path, kind, form):
+    """Nor does it wait there for a reader. The file that has its place is the binary's to write."""
+    path = tmp_path / "special"
+    os.mknod(path, 0o666 | (stat.S_IFIFO if kind == "fifo" else stat.S_IFCHR), os.makedev(1, 7))  # full: an error for who writes
+    (tmp_path / "link").symlink_to(path)
+    script = f"""
+for word; do case $word in *place*)
+  echo leaked > "/${{word#*/}}" && echo 'Error: written, not there'
+esac; case $word in *{tmp_path}*|*dev/null/*) echo Error: told; esac; done
+"""
+    script = script.replace('"/${word#*/}"', '"$(echo "$word" | sed "s,.*[=:/]/*run/,/run/,")"')
+    for named in (path, tmp_path / "link"):
+        row = scheduler(script, {"log-dir": form.format(named)})
+        (found,) = problems(node, row)
+        assert found.endswith(f"{row['name']} 1.37.2 refuses it: written, not there."), found
+
+
+def test_a_dry_run_tells_nobody_who_listens_and_opens_no_device(node, scheduler, tmp_path):
+    """Not who starts services, nor any other socket of this machine: a log, a bus, a container engine."""
+    os.mknod(tmp_path / "device", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    script = f"""
+import os, socket
+seen = []
+for kind, path in ((socket.SOCK_STREAM, "{tmp_path}/stream"), (socket.SOCK_DGRAM, "{tmp_path}/datagrams")):
+    try:
+        socket.socket(socket.AF_UNIX, kind).connect(path)
+        seen.append(path)
+    except OSError:
+        pass
+for path in ("{tmp_path}/device", "/dev/null", "/dev/urandom"):
+    try:
+        os.close(os.open(path, os.O_RDWR))
+        seen.append(path)
+    except OSError:
+        pass
+seen += [path for path in ("/run/systemd", "/run/dbus") if os.path.isdir(path) and os.listdir(path)]
+print("Error: saw", *seen)
+"""
+    row = scheduler("exec " + sys.executable + f" - <<'END'\n{script}\nEND\n")
+    with socket.socket(socket.AF_UNIX) as stream, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
+        stream.bind(str(tmp_path / "stream"))
+        stream.listen()
+        datagrams.bind(str(tmp_path / "datagrams"))
+        (found,) = problems(node, row)
+    assert found.endswith("refuses it: saw /dev/null /dev/urandom."), found
+
+
 def test_where_no_namespace_can_be_had_the_binary_is_not_started(node, scheduler, tmp_path, monkeypatch):
     row = scheduler(f"touch {tmp_path}/started\n")
-
-    class Refusing:
-        prctl = staticmethod(lambda *_: 0)
-        unshare = staticmethod(lambda *_: 1)
-
     monkeypatch.setitem(node.modules["k8s_ask_binary.options"].func.__globals__, "LIBC", Refusing)
     answer = node.modules["k8s_preflight.problems"](row)
     assert answer["errors"] == []

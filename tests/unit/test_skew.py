@@ -59,6 +59,16 @@ def test_releases_move_as_the_version_skew_policy_says(modules, declared, live, 
     assert modules["k8s_skew.version_refusals"](declared, live, others, ["skew", "downgrade"]) == []
 
 
+def test_an_etcd_that_goes_back_is_told_so_before_the_override(modules):
+    (said,) = modules["k8s_skew.version_refusals"]({"etcd": "3.6.16"}, {"etcd": "3.7.3"}, {})
+    before, _, after = said.partition("say `etcdctl downgrade enable 3.6` on one controller, and wait until ")
+    assert "3.7.3 is live" in before
+    assert '"ignore"' not in before
+    assert "shows storageVersion 3.6.0 for each member. After that, and not before: To go on all the same, once: pillar=" in after
+    (said,) = modules["k8s_skew.version_refusals"]({A: "1.36.3"}, {A: "1.37.2"}, {})
+    assert "etcdctl" not in said
+
+
 def test_each_refusal_is_overruled_by_its_own_word(modules):
     both = ({A: "1.35.3"}, {A: "1.37.2"}, {})
     refusals = modules["k8s_skew.version_refusals"]

@@ -215,7 +215,7 @@ BINARIES = [
         {}, inject.exchanged_under_its_release,
     ),
     Fault(
-        "binary that hangs", (2,), "preflight", ("kube-scheduler", "it hangs"),
+        "binary that hangs", (2,), "preflight", ("kube-scheduler", "could not be asked"),
         FAULTY, binary("kube-scheduler", script(inject.HANGS)),
     ),
     Fault(
