@@ -46,7 +46,7 @@ def status():
     ending = __salt__["k8s_certificate.expiry"](within_days=cfg["pki"]["days_warning"], short_lived=True)
     for component, files in ending.items():
         table[f"certificates of {component}"] = "NOT OK  " + "; ".join(f"{file} has {words}" for file, words in files.items())
-    for number, fault in enumerate(members(cfg["components"]), 1):
+    for number, fault in enumerate(sum(members(cfg["components"]).values(), []), 1):
         table[f"members of etcd ({number})"] = f"NOT OK  {fault}"
     if not cfg["etcd"]["managed"] and "kube-apiserver" in cfg["components"]:
         servers = _etcd_servers(cfg["components"]["kube-apiserver"])
@@ -58,7 +58,8 @@ def status():
 
 def members(components, patience_s=0):
     """
-    Return what is not in order with the members of a managed etcd (list of sentences).
+    Return what is not in order with the members of a managed etcd: lists of sentences, ``lasting`` until somebody does
+    something, and ``passing``.
 
     components
         The configuration's ``components`` (dict of rows).
@@ -75,7 +76,8 @@ def members(components, patience_s=0):
         salt 'controller-1' k8s_health.members "$COMPONENTS"
     """
     row = components.get("etcd")
-    return __salt__["k8s_etcd_members.problems"](row, patience_s) if row and serves(row) else []
+    found = __salt__["k8s_etcd_members.problems"](row, patience_s) if row and serves(row) else {}
+    return {"lasting": [], "passing": [], **found}
 
 
 def _verdict(answer):

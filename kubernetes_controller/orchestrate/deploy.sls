@@ -85,7 +85,7 @@ Every component of every controller serves:
     - tgt_type: list
     - sls: kubernetes_controller.health
     - expect_minions: True
-    - pillar: {{ once | json }}
+    - pillar: {{ dict(once, kubernetes_controller_mended_before=true) | json }}
     - require:
       - salt: {{ last.id }}
 {%- set last.id = "Every component of every controller serves" %}

@@ -461,17 +461,18 @@ def test_a_damaged_binary_fails_with_a_sentence(node, rows):
 # -- k8s_health.ready -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("mended_before", [False, True])
 @pytest.mark.parametrize("sick", [(), ("kube-scheduler",)])
-def test_readiness_is_a_table_and_changes_nothing(node, apply, testmode, rows, sick):
+def test_readiness_is_a_table_and_changes_nothing(node, testmode, rows, sick, mended_before):
     def answer(row, since=None, timeout_s=None, consecutive=None):
         assert (timeout_s == 0) is testmode
         return {"ok": row["name"] not in sick, "said": f"{row['name']} said so", "seconds": 0.1}
 
     node.fake("k8s_health.wait", answer)
     components = rows(binaries=False)
-    ret = node.state("k8s_health.ready", "serves", test=testmode, components=components)
+    ret = node.state("k8s_health.ready", "serves", test=testmode, components=components, mended_before=mended_before)
     assert ret.changes == {}
-    assert ret.result is (True if not sick else None if testmode else False)
+    assert ret.result is (True if not sick else None if testmode and mended_before else False)
     assert ret.comment.splitlines() == [f"{'NOT OK' if name in sick else 'ok    '} {name}  {name} said so" for name in components]
 
 
@@ -479,9 +480,20 @@ def test_what_was_never_installed_is_not_ready(node, rows):
     gone = {"state": "inactive", "pid": 0, "started": None, "restarts": 0, "binary": None, "unit": "", "enabled": False}
     node.fake("k8s_component.process", return_value=gone)
     node.fake("k8s_component.complaint", return_value="")
-    ret = node.state("k8s_health.ready", "serves", test=True, components={"kube-scheduler": rows()["kube-scheduler"]})
+    components = {"kube-scheduler": rows()["kube-scheduler"]}
+    ret = node.state("k8s_health.ready", "serves", test=True, components=components, mended_before=True)
     assert ret.result is None
     assert ret.comment == "NOT OK kube-scheduler  not installed: no generation is live"
+
+
+@pytest.mark.parametrize(("kind", "result"), [("passing", None), ("lasting", False)])
+def test_of_members_no_step_mends_what_lasts_so_a_test_run_fails_as_the_real_one(node, rows, testmode, kind, result):
+    node.fake("k8s_health.wait", return_value={"ok": True, "said": "fine", "seconds": 0.1})
+    node.fake("k8s_health.members", return_value={"lasting": [], "passing": [], kind: ["a member is a learner"]})
+    components = rows(binaries=False)
+    ret = node.state("k8s_health.ready", "serves", test=testmode, components=components, mended_before=True)
+    assert ret.result is (result if testmode else False)
+    assert ret.comment.splitlines()[-1] == "NOT OK a member is a learner"
 
 
 # -- k8s_object.applied -----------------------------------------------------------------------------------------------
