@@ -260,6 +260,7 @@ def _admin(cfg):
         "authority": f"{pki['directory']}/{authority}",
         "certificate": f"{pair}/{_file_name(cfg, 'admin.crt')}",
         "key": f"{pair}/{_file_name(cfg, 'admin.key')}",
+        "made": _made_here(cfg, "admin"),
     }
 
 

@@ -193,6 +193,8 @@ def api(row, path, method="GET", body=None, content_type="application/json"):
         salt 'controller-1' k8s_health.api "$ROW" /version
     """
     flags = _flags(row)
+    if not flags:
+        raise ConnectionError("no generation of the API server is live")
     pair = (flags.get("proxy-client-cert-file"), flags.get("proxy-client-key-file"))
     if not all(pair) or "requestheader-client-ca-file" not in flags:
         raise CommandExecutionError(
@@ -202,6 +204,8 @@ def api(row, path, method="GET", body=None, content_type="application/json"):
     headers = {**FORMULA_USER, "Content-Type": content_type, "Accept": "application/json"}
     try:
         answer = _ask(row, flags, path, method=method, body=body, headers=headers, pair=pair)
+    except http.client.InvalidURL as exc:
+        raise CommandExecutionError(f"{path!r} is no path that can be asked for: {exc}") from exc
     except http.client.HTTPException as exc:
         raise ConnectionError(f"{path}: the API server's answer broke off: {str(exc) or type(exc).__name__}") from exc
     return {"status": answer["status"], "body": answer["body"]}

@@ -114,6 +114,7 @@ The operator has a kubeconfig on the master:
     - certificate: {{ cfg.admin.certificate | json }}
     - key: {{ cfg.admin.key | json }}
     - keep: {{ cfg.pki.directory }}
+    - mended_before: {{ cfg.admin.made | json }}
     - require:
       - sls: kubernetes_controller.orchestrate.pki
       - {{ last.kind }}: {{ last.id }}

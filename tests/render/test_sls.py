@@ -218,6 +218,7 @@ def test_the_operators_kubeconfig_waits_for_the_end_of_the_rollout(rendering, se
     assert required == {"kubernetes_controller.orchestrate.pki", last}
     assert last in [chunk["__id__"] for chunk in chunks]
     assert chunk["keep"] == "/srv/kubernetes_controller/pki"
+    assert chunk["mended_before"] is True
 
 
 def test_only_behind_steps_that_mend_does_a_test_run_not_know_whether_a_component_serves(rendering, rotation, declared):
