@@ -455,9 +455,10 @@ def failures(home):
     """
     try:
         with salt.utils.files.fopen(os.path.join(home, FAILED), encoding="utf-8") as handle:
-            return json.load(handle)
+            found = json.load(handle)
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def remember_failure(home, name, reason):

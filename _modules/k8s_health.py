@@ -335,13 +335,13 @@ def _etcd_servers(row):
     flags = _flags(row)
     answers = {}
     for server in filter(None, flags.get("etcd-servers", "").split(",")):
-        where = urllib.parse.urlsplit(server)
         try:
+            where = urllib.parse.urlsplit(server)
             pair = (flags["etcd-certfile"], flags["etcd-keyfile"])
             answer = _request(where.hostname, where.port or 2379, "/health", flags["etcd-cafile"], pair)
             ok = answer["status"] == 200 and '"health":"true"' in answer["body"]
             answers[server] = {"ok": ok, "said": "" if ok else answer["body"].strip()[:200]}
-        except (OSError, ssl.SSLError, http.client.HTTPException, KeyError) as exc:
+        except (OSError, ssl.SSLError, http.client.HTTPException, KeyError, ValueError) as exc:
             answers[server] = _no(str(exc))
     return answers
 

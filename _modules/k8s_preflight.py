@@ -388,12 +388,21 @@ def _urls(flags, name):
 
 def _is_among(url, urls):
     """Tell whether one who asks at ``url`` is heard by one who listens at ``urls``."""
-    asked, listening = urllib.parse.urlsplit(url), [urllib.parse.urlsplit(one) for one in urls]
     return any(
-        (one.scheme, one.port) == (asked.scheme, asked.port)
-        and (one.hostname == asked.hostname or {one.hostname, asked.hostname} & {*WILDCARDS})
-        for one in listening
+        one[:2] == asked[:2] and (one[2] == asked[2] or {one[2], asked[2]} & {*WILDCARDS})
+        for asked in _places([url])
+        for one in _places(urls)
     )
+
+
+def _places(urls):
+    """Return (scheme, port, host) of each URL, those left out that are none."""
+    found = []
+    for url in urls:
+        with contextlib.suppress(ValueError):
+            where = urllib.parse.urlsplit(url)
+            found.append((where.scheme, where.port, where.hostname))
+    return found
 
 
 # -- certificates and keys --------------------------------------------------------------------------------------------

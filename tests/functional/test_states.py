@@ -567,6 +567,16 @@ def test_of_members_no_step_mends_what_lasts_so_a_test_run_fails_as_the_real_one
     assert ret.comment.splitlines()[-1] == "NOT OK a member is a learner"
 
 
+def test_what_a_node_remembers_and_cannot_be_read_is_nothing(node, rows):
+    row = rows()["kube-apiserver"]
+    node.modules["k8s_generation.promote"](row["home"], node.modules["k8s_generation.prepare"](row))
+    for text in ("null", "[]", '{"a": 1'):
+        for name in ("failed.json", "rehearsed.json"):
+            (Path(row["home"]) / name).write_text(text)
+        assert node.modules["k8s_generation.failures"](row["home"]) == {}
+        assert node.modules["k8s_rehearsal.needed"](row, "x") is True
+
+
 # -- k8s_object.applied -----------------------------------------------------------------------------------------------
 
 ROLE = {
