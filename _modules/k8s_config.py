@@ -68,6 +68,11 @@ MARK = "cluster.json"  # that the cluster exists (k8s_cluster)
 # that is not split, in k8s.io/kubernetes pkg/kubeapiserver/options and k8s.io/apiserver pkg/server/options. Rendering has no
 # binary to ask; the preflight asks it, and a test compares this with all of them.
 REPEATED = ("oidc-required-claim", "service-account-issuer", "service-account-key-file", "tls-sni-cert-key")
+# Flags by which the formula itself asks members of etcd; without one nobody could say whether etcd serves.
+ASKED_BY = (
+    *("advertise-client-urls", "listen-client-urls", "listen-peer-urls", "name"),
+    *("peer-cert-file", "peer-key-file", "trusted-ca-file"),
+)
 SECRET_SOURCES = ("encryption", "kubeconfig", "pillar")
 WORD = re.compile(r"\{([a-z_]+)\}")
 
@@ -260,6 +265,7 @@ def _admin(cfg):
         "authority": f"{pki['directory']}/{authority}",
         "certificate": f"{pair}/{_file_name(cfg, 'admin.crt')}",
         "key": f"{pair}/{_file_name(cfg, 'admin.key')}",
+        "made": _made_here(cfg, "admin"),
     }
 
 
@@ -486,6 +492,7 @@ def _components(cfg, errors, defaults):
         }
         first_start, files = {}, _files(cfg, key, words)
         settings = _settings(declared["settings"], words, f"{PILLAR}:{key}:settings", errors)
+        errors += _unasked(settings) if key == "etcd" else []
         if key == "controller_manager" and not cfg["pki"]["authorities"]["signer"]["enabled"]:
             settings = {k: v for k, v in settings.items() if not k.startswith("cluster-signing-")}
         unit = _unit(cfg["unit"], declared["unit"], words)
@@ -581,6 +588,20 @@ def _dangling(settings, files, home, path):
                 faults.append(
                     f"{path}:settings:{flag}: {home}/live/{name} is not a file of the generation; add {path}:files:{name}."
                 )
+    return faults
+
+
+def _unasked(settings):
+    """Return a sentence for each flag of etcd by which nobody, or not the formula, could ask a member."""
+    faults = [
+        f"{PILLAR}:etcd:settings:{flag}: is missing, and the formula asks the members of etcd by it. Leave the key out, so that "
+        "the default counts, or give it a value."
+        for flag in ASKED_BY
+        if not settings.get(flag)
+    ]
+    for flag, value in settings.items():
+        urls = [url for url in ",".join(_listed(value)).split(",") if url] if flag.endswith("-urls") else []
+        faults += [f"{PILLAR}:etcd:settings:{flag}: {why}." for why in map(__salt__["k8s_declared.url_fault"], urls) if why]
     return faults
 
 

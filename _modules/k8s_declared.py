@@ -8,6 +8,7 @@ import ipaddress
 import math
 import posixpath
 import re
+import urllib.parse
 
 import salt.utils.data
 import salt.utils.network
@@ -162,6 +163,30 @@ def nearest(word, known):
     return f" (nearest: {close[0]})" if close else f" (known: {', '.join(sorted(map(str, known)))})"
 
 
+def url_fault(url):
+    """
+    Return why nobody could ask or listen at a URL (str), or None.
+
+    url
+        What was written, with words filled in.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local k8s_declared.url_fault https://10.8.0.101:99999
+    """
+    try:
+        where = urllib.parse.urlsplit(url)
+        port = where.port
+    except ValueError as exc:
+        return f"{_outline(url)} is no URL ({exc}), expected something like https://10.8.0.101:2379"
+    if port == 0 or where.scheme in ("http", "https") and not where.hostname:
+        what = "port 0" if port == 0 else "no host"
+        return f"{_outline(url)} is no URL that can be asked ({what}), expected something like https://10.8.0.101:2379"
+    return None
+
+
 # -- merge -------------------------------------------------------------------------------------------------------------
 
 
@@ -274,6 +299,8 @@ def _faults(cfg, node):
     for server in cfg["etcd"]["servers"]:
         if not str(server).startswith("https://"):
             faults.append(f"{PILLAR}:etcd:servers: {_outline(server)} is not an https URL, such as https://10.8.0.101:2379.")
+        elif fault := url_fault(server):
+            faults.append(f"{PILLAR}:etcd:servers: {fault}.")
     return faults
 
 

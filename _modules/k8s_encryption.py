@@ -231,8 +231,15 @@ def _configured(row):
     path = __salt__["k8s_generation.flags"](row["home"]).get(FLAG)
     if not path:
         return []
-    with salt.utils.files.fopen(path, encoding="utf-8", errors="replace") as handle:
-        entries = parse(handle.read(), path)
+    try:
+        with salt.utils.files.fopen(path, encoding="utf-8", errors="replace") as handle:
+            text = handle.read()
+    except OSError as exc:
+        raise CommandExecutionError(
+            f"{path}: {exc.strerror}. The API server was started with it; apply kubernetes_controller here, which puts the live "
+            "generation right."
+        ) from exc
+    entries = parse(text, path)
     for entry in entries:
         for provider in entry["providers"]:
             for options in provider.values():

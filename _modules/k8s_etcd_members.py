@@ -65,8 +65,8 @@ def survey(row, directory=None, hashes=False):
 
 def problems(row, patience_s=0):
     """
-    Return what is not in order with the members of etcd (list of sentences): those that the pillar does not declare, those
-    that do not vote or hold other data, and those that do not answer.
+    Return what is not in order with the members of etcd: lists of sentences, ``lasting`` (those that the pillar does not
+    declare, that do not vote or hold other data) and ``passing`` (those that do not answer).
 
     row
         etcd's row of the configuration's ``components``.
@@ -80,16 +80,16 @@ def problems(row, patience_s=0):
         salt 'controller-1' k8s_etcd_members.problems "$ROW"
     """
     if not __salt__["k8s_generation.links"](row["home"])["live"]:
-        return []
+        return {"lasting": [], "passing": []}
     deadline = time.monotonic() + patience_s
     while True:
         try:
             found = survey(row, hashes=True)
         except CommandExecutionError as exc:
-            return [f"etcd: the members could not be asked: {exc}."]
+            return {"lasting": [], "passing": [f"etcd: the members could not be asked: {exc}."]}
         lasting, passing = _faults(row, found)
         if lasting or not passing or time.monotonic() >= deadline:
-            return lasting + passing
+            return {"lasting": lasting, "passing": passing}
         time.sleep(1)
 
 

@@ -31,6 +31,12 @@ DIRECTORY_MODE = 0o750
 SECRET_MARKS = ("PRIVATE KEY", "client-key-data", "secret:")
 
 
+class ToCome(CommandExecutionError):
+    """What is missing is made by an earlier step of a whole run, so a test run cannot know what follows from it."""
+
+    to_come = True
+
+
 def digest(row):
     """
     Return the digest of the generation that ``row`` declares.
@@ -38,7 +44,8 @@ def digest(row):
     row
         A row of the configuration's ``components``.
 
-    Raises CommandExecutionError that names the pillar key or file when something is missing.
+    Raises CommandExecutionError that names the pillar key or file when something is missing; with ``to_come`` where an
+    earlier step of a whole run makes it.
 
     CLI Example:
 
@@ -65,14 +72,22 @@ def draft(row):
 
         salt 'controller-1' k8s_generation.draft "$ROW"
     """
-    files = _build(row)
+    files, directory = _build(row), None
     sweep_drafts()
-    directory = tempfile.mkdtemp(prefix=f"{DRAFT}-{os.getpid()}-")
-    for name, entry in files.items():
-        text = entry["text"].replace(f"{row['home']}/live/", f"{directory}/")
-        handle = os.open(os.path.join(directory, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+    try:
+        directory = tempfile.mkdtemp(prefix=f"{DRAFT}-{os.getpid()}-")
+        for name, entry in files.items():
+            text = entry["text"].replace(f"{row['home']}/live/", f"{directory}/")
+            handle = os.open(os.path.join(directory, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+    except OSError as exc:
+        if directory:  # keys may be in it
+            shutil.rmtree(directory, ignore_errors=True)
+        raise CommandExecutionError(
+            f"{directory or DRAFT}: {exc.strerror}. {row['name']} is drafted there before it is judged; make room in "
+            f"{os.path.dirname(DRAFT)}."
+        ) from exc
     return directory
 
 
@@ -440,9 +455,10 @@ def failures(home):
     """
     try:
         with salt.utils.files.fopen(os.path.join(home, FAILED), encoding="utf-8") as handle:
-            return json.load(handle)
+            found = json.load(handle)
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def remember_failure(home, name, reason):
@@ -583,12 +599,21 @@ def sha256(home, file, link="live"):
 def _build(row):
     """Return the declared generation: file name to {text, mode, user, group, secret}."""
     files = {
-        "start": _entry(row, __salt__["k8s_config.start_script"](row, __salt__["k8s_binary.checksum"](row["binary"])), "0750"),
+        "start": _entry(row, __salt__["k8s_config.start_script"](row, _checksum(row)), "0750"),
         "unit": _entry(row, __salt__["k8s_config.unit_text"](row), "0644"),
     }
     for name, file in row["files"].items():
         files.update(_file(row, name, file))
     return files
+
+
+def _checksum(row):
+    try:
+        return __salt__["k8s_binary.checksum"](row["binary"])
+    except CommandExecutionError as exc:
+        if row["binary_managed"] and not os.path.lexists(row["binary"]):
+            raise ToCome(str(exc)) from exc
+        raise
 
 
 def _entry(row, text, mode):
@@ -659,7 +684,7 @@ def _material(row, reference):
     text = _pillar(f"{row['pki']['pillar']}:{name}", missing_ok=True)
     if text is None:
         renamed = f" ({reference} by kubernetes_controller:pki:files)" if name != reference else ""
-        raise CommandExecutionError(
+        raise ToCome(
             f"pillar {row['pki']['pillar']}:{name}{renamed} is missing, {row['name']} needs it. On the master, run "
             "`salt-run state.orchestrate kubernetes_controller.orchestrate.pki`, after putting it into "
             f"{row['pki']['directory']}/brought/ where it is a file of your own (docs/operations.md)."

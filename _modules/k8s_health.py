@@ -46,7 +46,7 @@ def status():
     ending = __salt__["k8s_certificate.expiry"](within_days=cfg["pki"]["days_warning"], short_lived=True)
     for component, files in ending.items():
         table[f"certificates of {component}"] = "NOT OK  " + "; ".join(f"{file} has {words}" for file, words in files.items())
-    for number, fault in enumerate(members(cfg["components"]), 1):
+    for number, fault in enumerate(sum(members(cfg["components"]).values(), []), 1):
         table[f"members of etcd ({number})"] = f"NOT OK  {fault}"
     if not cfg["etcd"]["managed"] and "kube-apiserver" in cfg["components"]:
         servers = _etcd_servers(cfg["components"]["kube-apiserver"])
@@ -58,7 +58,8 @@ def status():
 
 def members(components, patience_s=0):
     """
-    Return what is not in order with the members of a managed etcd (list of sentences).
+    Return what is not in order with the members of a managed etcd: lists of sentences, ``lasting`` until somebody does
+    something, and ``passing``.
 
     components
         The configuration's ``components`` (dict of rows).
@@ -75,7 +76,8 @@ def members(components, patience_s=0):
         salt 'controller-1' k8s_health.members "$COMPONENTS"
     """
     row = components.get("etcd")
-    return __salt__["k8s_etcd_members.problems"](row, patience_s) if row and serves(row) else []
+    found = __salt__["k8s_etcd_members.problems"](row, patience_s) if row and serves(row) else {}
+    return {"lasting": [], "passing": [], **found}
 
 
 def _verdict(answer):
@@ -191,6 +193,8 @@ def api(row, path, method="GET", body=None, content_type="application/json"):
         salt 'controller-1' k8s_health.api "$ROW" /version
     """
     flags = _flags(row)
+    if not flags:
+        raise ConnectionError("no generation of the API server is live")
     pair = (flags.get("proxy-client-cert-file"), flags.get("proxy-client-key-file"))
     if not all(pair) or "requestheader-client-ca-file" not in flags:
         raise CommandExecutionError(
@@ -200,6 +204,8 @@ def api(row, path, method="GET", body=None, content_type="application/json"):
     headers = {**FORMULA_USER, "Content-Type": content_type, "Accept": "application/json"}
     try:
         answer = _ask(row, flags, path, method=method, body=body, headers=headers, pair=pair)
+    except http.client.InvalidURL as exc:
+        raise CommandExecutionError(f"{path!r} is no path that can be asked for: {exc}") from exc
     except http.client.HTTPException as exc:
         raise ConnectionError(f"{path}: the API server's answer broke off: {str(exc) or type(exc).__name__}") from exc
     return {"status": answer["status"], "body": answer["body"]}
@@ -329,13 +335,13 @@ def _etcd_servers(row):
     flags = _flags(row)
     answers = {}
     for server in filter(None, flags.get("etcd-servers", "").split(",")):
-        where = urllib.parse.urlsplit(server)
         try:
+            where = urllib.parse.urlsplit(server)
             pair = (flags["etcd-certfile"], flags["etcd-keyfile"])
             answer = _request(where.hostname, where.port or 2379, "/health", flags["etcd-cafile"], pair)
             ok = answer["status"] == 200 and '"health":"true"' in answer["body"]
             answers[server] = {"ok": ok, "said": "" if ok else answer["body"].strip()[:200]}
-        except (OSError, ssl.SSLError, http.client.HTTPException, KeyError) as exc:
+        except (OSError, ssl.SSLError, http.client.HTTPException, KeyError, ValueError) as exc:
             answers[server] = _no(str(exc))
     return answers
 

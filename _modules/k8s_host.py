@@ -3,6 +3,7 @@ What the machine has to give before a component is touched: room on its disks, m
 binds.
 """
 
+import contextlib
 import errno
 import os
 import socket
@@ -131,8 +132,9 @@ def _bound(row, flags):
         found = []
         for flag in ("listen-client-urls", "listen-peer-urls", "listen-metrics-urls"):
             for url in filter(None, flags.get(flag, "").split(",")):
-                where = urllib.parse.urlsplit(url)
-                found.append((where.hostname or "", where.port or 0, flag))
+                with contextlib.suppress(ValueError):  # nobody is asked at such a URL, and none is declared
+                    where = urllib.parse.urlsplit(url)
+                    found.append((where.hostname or "", where.port or 0, flag))
         return found
     port = flags.get("secure-port", str(row["port"]))
     address = flags.get("bind-address", "")

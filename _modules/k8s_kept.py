@@ -261,12 +261,18 @@ def restore(directory, name, source=None):
     misfit = _misfit(directory, name, text)
     if misfit:
         raise CommandExecutionError(f"{source}: {misfit}. {path} is as it was.")
-    with locked(directory):
-        if os.path.exists(path):
-            if _read(path) == text:
-                return f"{path} is what {source} is; nothing was done."
-            keep(directory, path)
-        write(path, text)
+    if not os.path.isdir(directory):
+        raise CommandExecutionError(f"{directory}: there is no such directory. Mount it, or restore all of it from the backup.")
+    try:
+        with locked(directory):
+            if os.path.exists(path):
+                if _read(path) == text:
+                    return f"{path} is what {source} is; nothing was done."
+                keep(directory, path)
+            _make_directories(directory, os.path.dirname(path))
+            write(path, text)
+    except OSError as exc:
+        raise CommandExecutionError(f"{exc.filename or path}: {exc.strerror}. {path} was not restored.") from exc
     return f"{path} was restored from {source}."
 
 
@@ -348,7 +354,8 @@ def _misfit(directory, name, text):
     witness = _witness(directory, name)
     if not name.endswith((".key", ".crt", ".pub")):
         try:
-            base64.b64decode(text, validate=True)
+            if not base64.b64decode(text.strip(), validate=True):
+                raise ValueError
         except ValueError:
             return "not an encryption key (base64)"
         return f"another key than {witness}" if witness and _read(witness).strip() != text.strip() else None

@@ -13,6 +13,12 @@ SECRET = ("client-key-data", "token", "password")
 KEPT = 5
 
 
+class Missing(CommandExecutionError):
+    """A credential is not there."""
+
+    to_come = True  # if a step before makes it
+
+
 def render(server, cluster, user, authority, certificate, key, embed=True):
     """
     Return the text of a kubeconfig with one context.
@@ -57,7 +63,7 @@ def from_references(server, cluster, user, authority, certificate, key, embed=Tr
         Absolute path of a PEM file, or a pillar key such as ``kubernetes_controller_pki:admin.crt``. Paths only
         where ``embed`` is False.
 
-    Raises CommandExecutionError that names a missing file or pillar key.
+    Raises CommandExecutionError that names a file or pillar key; with ``to_come`` where it is missing.
 
     This function is for other modules: what it returns holds a private key when ``embed`` is True.
 
@@ -221,12 +227,17 @@ def _resolve(reference):
             with salt.utils.files.fopen(reference, encoding="utf-8") as handle:
                 return handle.read()
         except OSError as exc:
-            raise CommandExecutionError(f"{reference}: {exc.strerror}") from exc
+            kind = Missing if isinstance(exc, FileNotFoundError) else CommandExecutionError
+            raise kind(f"{reference}: {exc.strerror}") from exc
+        except UnicodeDecodeError:
+            raise CommandExecutionError(f"{reference}: not a text (DER?). Put PEM there.") from None
     value = __pillar__
     for part in reference.split(":"):
         value = value.get(part) if hasattr(value, "get") else None
+    if value is None:
+        raise Missing(f"pillar {reference}: missing")
     if not isinstance(value, str):
-        raise CommandExecutionError(f"pillar {reference}: missing")
+        raise CommandExecutionError(f"pillar {reference}: not a text")
     return value
 
 

@@ -3,6 +3,7 @@ The few objects that a cluster needs from its installer, compared and applied th
 """
 
 import json
+import urllib.parse
 
 from salt.exceptions import CommandExecutionError
 
@@ -26,8 +27,8 @@ def differences(api, document):
     """
     answer = __salt__["k8s_health.api"](api, _path(api, document))
     if answer["status"] == 404:
-        return {"object": {"old": None, "new": f"{document['kind']} {document['metadata']['name']}"}}
-    present = json.loads(_checked(answer, document))
+        return {"object": {"old": None, "new": _said(document)}}
+    present = _parsed(answer, document)
     return {
         key: {"old": present.get(key), "new": value} for key, value in document.items() if not _covers(present.get(key), value)
     }
@@ -58,20 +59,34 @@ def _path(api, document):
     """Return the API path of an object; the plural of its kind is asked of the API server."""
     version = document["apiVersion"]
     root = f"/apis/{version}" if "/" in version else f"/api/{version}"
-    kinds = json.loads(_checked(__salt__["k8s_health.api"](api, root), document))["resources"]
+    kinds = _parsed(__salt__["k8s_health.api"](api, root), document).get("resources", [])
     plural = next((kind["name"] for kind in kinds if kind["kind"] == document["kind"] and "/" not in kind["name"]), None)
     if plural is None:
         raise CommandExecutionError(f"the API server knows no {document['kind']} in {version}")
-    namespace = document["metadata"].get("namespace")
-    return f"{root}/{f'namespaces/{namespace}/' if namespace else ''}{plural}/{document['metadata']['name']}"
+    name, namespace = (urllib.parse.quote(str(document["metadata"].get(key) or ""), safe=":") for key in ("name", "namespace"))
+    return f"{root}/{f'namespaces/{namespace}/' if namespace else ''}{plural}/{name}"
 
 
 def _checked(answer, document):
     if answer["status"] not in (200, 201):
-        raise CommandExecutionError(
-            f"{document['kind']} {document['metadata']['name']}: the API server said {answer['status']}: {answer['body'][:300]}"
-        )
+        raise CommandExecutionError(f"{_said(document)}: the API server said {answer['status']}: {answer['body'][:300]}")
     return answer["body"]
+
+
+def _parsed(answer, document):
+    """Return the object (dict) that the API server answered with."""
+    text = _checked(answer, document)
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise CommandExecutionError(f"{_said(document)}: the API server answered with something else: {text[:300]}")
+    return found
+
+
+def _said(document):
+    return f"{document['kind']} {document['metadata']['name']}"
 
 
 def _covers(present, wanted):

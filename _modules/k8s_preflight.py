@@ -47,29 +47,14 @@ def check(changing, components):
         salt 'controller-1' k8s_preflight.check '{}' '{}'
     """
     found = {"errors": [], "warnings": [], "notes": []}
-    with _drafted(changing) as drafts:
-        for name, directory in drafts.items():
-            answer = _problems(changing[name], directory)
-            found["errors"] += answer["errors"]
-            found["warnings"] += answer["warnings"]
-            found["errors"] += __salt__["k8s_host.ports"](changing[name])
-        found["errors"] += __salt__["k8s_host.disk"](changing)
-        found["errors"] += _told(_memory, components)
-        asked = components.get("kube-apiserver") or next(iter(components.values()))
-        others = __salt__["k8s_skew.neighbours"](asked, drafts.get("kube-apiserver"))
-        found["errors"] += versions(components, others)
-        if "kube-apiserver" in components:
-            found["errors"] += __salt__["k8s_preflight.etcd"](components, drafts.get("kube-apiserver"))
-        if "etcd" in drafts or "etcd" in components and __salt__["k8s_generation.links"](components["etcd"]["home"])["live"]:
-            found["errors"] += __salt__["k8s_etcd_members.refusals"](components["etcd"], drafts.get("etcd"))
-        found["errors"] += __salt__["k8s_identity.refusals"](changing, drafts)
-        found["errors"] += _told(__salt__["k8s_preflight.not_accepted"], changing, others, drafts)
-        found["errors"] += _told(_unlike_others, changing, others, drafts)
-        found["errors"] += __salt__["k8s_skew.clock_refusals"](
-            others, asked["preflight"]["max_clock_skew_s"], here=__opts__["id"]
-        )
-        if __salt__["k8s_generation.links"](asked["home"])["live"]:  # a first install has nobody to ask
-            found["notes"] += [f"{minion} was not asked: {answer['said']}" for minion, answer in others.items() if answer["said"]]
+    for row in changing.values():
+        found["errors"] += _told(__salt__["k8s_host.ports"], row)
+    found["errors"] += _told(__salt__["k8s_host.disk"], changing) + _told(_memory, components)
+    try:
+        with _drafted(changing) as drafts:
+            _judge(changing, components, drafts, found)
+    except (CommandExecutionError, OSError) as exc:
+        found["errors"].append(str(exc))
     return found
 
 
@@ -302,6 +287,28 @@ def _remembered(path):
         return {}
 
 
+def _judge(changing, components, drafts, found):
+    """Add to ``found`` what is wrong with generations that are drafted."""
+    errors = found["errors"]
+    for name, directory in drafts.items():
+        answer = _problems(changing[name], directory)
+        errors += answer["errors"]
+        found["warnings"] += answer["warnings"]
+    asked = components.get("kube-apiserver") or next(iter(components.values()))
+    others = __salt__["k8s_skew.neighbours"](asked, drafts.get("kube-apiserver"))
+    errors += _told(versions, components, others)
+    if "kube-apiserver" in components:
+        errors += _told(__salt__["k8s_preflight.etcd"], components, drafts.get("kube-apiserver"))
+    if "etcd" in drafts or "etcd" in components and __salt__["k8s_generation.links"](components["etcd"]["home"])["live"]:
+        errors += _told(__salt__["k8s_etcd_members.refusals"], components["etcd"], drafts.get("etcd"))
+    errors += _told(__salt__["k8s_identity.refusals"], changing, drafts)
+    errors += _told(__salt__["k8s_preflight.not_accepted"], changing, others, drafts)
+    errors += _told(_unlike_others, changing, others, drafts)
+    errors += __salt__["k8s_skew.clock_refusals"](others, asked["preflight"]["max_clock_skew_s"], here=__opts__["id"])
+    if __salt__["k8s_generation.links"](asked["home"])["live"]:  # a first install has nobody to ask
+        found["notes"] += [f"{minion} was not asked: {answer['said']}" for minion, answer in others.items() if answer["said"]]
+
+
 def _problems(row, directory):
     errors = _unfit_pairs(row, directory) + _told(_lost_keys, row, directory) + _moved_ports(row)
     errors += _told(__salt__["k8s_clients.cut_off"], row, directory)
@@ -314,11 +321,15 @@ def _memory(components):
 
 
 def _told(part, *args):
-    """Return the sentences of a part; of one that cannot go on the reason, so that the others are told beside it."""
+    """
+    Return the sentences of a part; of one that cannot go on the reason, so that the others are told beside it.
+
+    What is yet to come is told by who compares the generation that lacks it.
+    """
     try:
         return part(*args)
-    except CommandExecutionError as exc:
-        return [str(exc)]
+    except (CommandExecutionError, OSError) as exc:
+        return [] if getattr(exc, "to_come", False) else [str(exc)]
 
 
 @contextlib.contextmanager
@@ -377,12 +388,21 @@ def _urls(flags, name):
 
 def _is_among(url, urls):
     """Tell whether one who asks at ``url`` is heard by one who listens at ``urls``."""
-    asked, listening = urllib.parse.urlsplit(url), [urllib.parse.urlsplit(one) for one in urls]
     return any(
-        (one.scheme, one.port) == (asked.scheme, asked.port)
-        and (one.hostname == asked.hostname or {one.hostname, asked.hostname} & {*WILDCARDS})
-        for one in listening
+        one[:2] == asked[:2] and (one[2] == asked[2] or {one[2], asked[2]} & {*WILDCARDS})
+        for asked in _places([url])
+        for one in _places(urls)
     )
+
+
+def _places(urls):
+    """Return (scheme, port, host) of each URL, those left out that are none."""
+    found = []
+    for url in urls:
+        with contextlib.suppress(ValueError):
+            where = urllib.parse.urlsplit(url)
+            found.append((where.scheme, where.port, where.hostname))
+    return found
 
 
 # -- certificates and keys --------------------------------------------------------------------------------------------

@@ -413,7 +413,7 @@ def _stamps(home):
     try:
         with salt.utils.files.fopen(os.path.join(home, STAMPS), encoding="utf-8") as handle:
             return {digest: stamp for digest, stamp in json.load(handle).items() if isinstance(stamp, dict)}
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return {}
 
 

@@ -90,7 +90,7 @@ def _due(nodes, pki):
     """Return whether leaf certificates are to be made, or were made and did not reach a node before their time."""
     try:
         found = __salt__["k8s_pki.differences"](pki)
-    except (CommandExecutionError, ValueError):
+    except (CommandExecutionError, OSError, ValueError):
         return False  # told by the state that makes them
     leaves = {row[part] for row in pki["certificates"] for part in ("path", "key")}
     if leaves & set(found):

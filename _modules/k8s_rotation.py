@@ -54,7 +54,10 @@ def plan(pki, authority=None, until=None):
     if fault:
         return {"names": [], "steps": [], "begins": False, "fault": fault}
     names = list(dict.fromkeys(asked))
-    at = [_step(pki["directory"], name) for name in names]
+    try:
+        at = [_step(pki["directory"], name) for name in names]
+    except CommandExecutionError as exc:
+        return {"names": [], "steps": [], "begins": False, "fault": str(exc)}
     first = min(_number(step) or 1 for step in at)
     steps = STEPS[first - 1 : _number(until)] if until else (*STEPS[first - 1 :], "end")
     return {"names": names, "steps": list(steps), "begins": None in at, "fault": ""}
@@ -79,7 +82,8 @@ def managed(pki):
 
 def status(directory):
     """
-    Return where each rotation that is under way stands, in words: {name: sentence}; {} when there is none.
+    Return where each rotation that is under way stands, in words: {name: sentence}; {} when there is none. Of one that cannot
+    be read the sentence says what to do.
 
     directory
         The directory of certificates on the master.
@@ -92,8 +96,11 @@ def status(directory):
     """
     found = {}
     for name in _under_way(directory):
-        mark = _mark(directory, name)
-        found[name] = f"{said(name, mark['step'])} Since {mark['since']}, begun {mark['begun']}."
+        try:
+            mark = _mark(directory, name)
+            found[name] = f"{said(name, mark['step'])} Since {mark['since']}, begun {mark['begun']}."
+        except CommandExecutionError as exc:
+            found[name] = str(exc)
     return found
 
 
@@ -352,13 +359,19 @@ def _under_way(directory):
 
 
 def _mark(directory, name):
-    path = _files(directory, name)["mark"]
-    text = _text(path)
-    if text is None:
-        return None
-    mark = yaml.safe_load(text)
+    files = _files(directory, name)
+    try:
+        text = _text(files["mark"])
+        if text is None:
+            return None
+        mark = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError):
+        mark = None
     if not isinstance(mark, dict) or mark.get("step") not in STEPS:
-        raise CommandExecutionError(f"{path}: expected a step ({', '.join(STEPS)}). Restore it from a backup.")
+        raise CommandExecutionError(
+            f"{files['mark']}: expected a step ({', '.join(STEPS)}). Restore it from a backup, or write into it, and nothing "
+            f"else, step: {_guessed(files)}"
+        )
     return {"since": "?", "begun": "?", **mark}
 
 

@@ -88,7 +88,7 @@ def renew(force=False, pillar=None, test=None):
         salt-run k8s_rollout.renew
         salt-run k8s_rollout.renew force=True
     """
-    return _roll("renew", "renewal", {**(pillar or {}), "force": force}, test)
+    return _roll("renew", "renewal", _laid_over(pillar, force=force), test)
 
 
 def rotate_ca(authority, until=None, pillar=None, test=None):
@@ -110,7 +110,7 @@ def rotate_ca(authority, until=None, pillar=None, test=None):
         salt-run k8s_rollout.rotate_ca kubernetes
         salt-run k8s_rollout.rotate_ca '["signer", "etcd"]' until=sign
     """
-    return _roll("rotate_ca", "rotation", {**(pillar or {}), "authority": authority, "until": until}, test)
+    return _roll("rotate_ca", "rotation", _laid_over(pillar, authority=authority, until=until), test)
 
 
 def rotate_service_account(until=None, pillar=None, test=None):
@@ -126,7 +126,7 @@ def rotate_service_account(until=None, pillar=None, test=None):
 
         salt-run k8s_rollout.rotate_service_account
     """
-    return _roll("rotate_service_account", "rotation", {**(pillar or {}), "until": until}, test)
+    return _roll("rotate_service_account", "rotation", _laid_over(pillar, until=until), test)
 
 
 def rotate_encryption(pillar=None, test=None):
@@ -166,6 +166,11 @@ def last():
         data = {"retcode": 1, "error": f"{path} cannot be read: {exc}"}
     _print(_printable(data.get("error") or _summary(data)))
     return _answer(data)
+
+
+def _laid_over(pillar, **values):
+    """Return the pillar of a run with ``values`` in it; what is no dictionary the orchestration refuses, as that of a deploy."""
+    return {**(pillar or {}), **values} if isinstance(pillar or {}, dict) else pillar
 
 
 def _roll(sls, what, pillar, test):

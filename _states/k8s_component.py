@@ -78,8 +78,8 @@ def _run(component, owners):
     name = component["name"]
     try:
         changes = _compare(component)
-    except CommandExecutionError as exc:
-        if __opts__["test"]:
+    except (CommandExecutionError, OSError) as exc:
+        if __opts__["test"] and getattr(exc, "to_come", False):
             return {"result": None, "comment": f"Not knowable yet: {exc}"}
         return {"result": False, "comment": f"{name}: {exc}"}
     if not changes and not owners:

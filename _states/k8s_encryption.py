@@ -32,7 +32,7 @@ def rewritten(name, api):
             return ret | {"result": None, "changes": changes, "comment": "Objects would be written anew."}
         __salt__["k8s_encryption.rewrite"](api)
         left = __salt__["k8s_encryption.left"](api)
-    except CommandExecutionError as exc:
+    except (CommandExecutionError, OSError) as exc:
         return ret | {"result": False, "comment": str(exc)}
     if left:
         said = ", ".join(f"{number} {resource}" for resource, number in left.items())

@@ -34,7 +34,19 @@ def applied(name, api, document):
             return ret | {"result": None, "comment": f"{what} would be applied."}
         __salt__["k8s_object.apply"](api, document)
     except (CommandExecutionError, OSError) as exc:
-        if __opts__["test"]:
-            return ret | {"result": None, "comment": f"{what}: not knowable while no API server runs here ({exc})."}
+        why = _not_knowable(exc) if __opts__["test"] else ""
+        if why:
+            return ret | {"result": None, "comment": f"{what}: not knowable while {why} ({exc})."}
         return ret | {"result": False, "changes": {}, "comment": f"{what}: {exc}"}
     return ret | {"comment": f"{what} was applied."}
+
+
+def _not_knowable(exc):
+    """Return why an error says nothing yet: an earlier step of this run, were it none for a test, would meet it first; or ""."""
+    if isinstance(exc, OSError):
+        return "no API server answers here"
+    row = __salt__["k8s_config.load"]().get("components", {}).get("kube-apiserver")
+    try:
+        return "the API server is to change" if row and __salt__["k8s_generation.differences"](row) else ""
+    except (CommandExecutionError, OSError):
+        return "the API server is to change"

@@ -34,6 +34,7 @@ def managed(name, pki, force=False, exists="", dropped=False, mark=None):
     try:
         act = __salt__["k8s_pki.differences" if __opts__["test"] else "k8s_pki.make"]
         found = act(pki, force=force, exists=exists, dropped=dropped, mark=mark)
+        stands = "".join(f" {said}" for said in __salt__["k8s_rotation.status"](name).values())
     except (CommandExecutionError, OSError) as exc:
         return ret | {"result": False, "comment": str(exc)}
     except ValueError as exc:  # what cryptography says of names, dates and addresses
@@ -41,7 +42,6 @@ def managed(name, pki, force=False, exists="", dropped=False, mark=None):
             "result": False,
             "comment": f"{name}: not to be made as kubernetes_controller:pki declares: {exc}. Correct it.",
         }
-    stands = "".join(f" {said}" for said in __salt__["k8s_rotation.status"](name).values())
     if not found:
         return ret | {"comment": f"{name} is as declared.{stands}"}
     gone = [path for path, why in found.items() if why.endswith("removed")]
@@ -81,6 +81,7 @@ def rotated(name, pki, authorities, step):
     try:
         act = __salt__["k8s_rotation.differences" if __opts__["test"] else "k8s_rotation.advance"]
         changes = act(pki, authorities, step)
+        under_way = __salt__["k8s_rotation.status"](name)
     except (CommandExecutionError, OSError) as exc:
         return ret | {"result": False, "comment": str(exc)}
     except ValueError as exc:  # what cryptography says of names, dates and addresses
@@ -89,7 +90,7 @@ def rotated(name, pki, authorities, step):
             "comment": f"{name}: not to be made as kubernetes_controller:pki declares: {exc}. Correct it.",
         }
     if not changes:
-        stands = " ".join(__salt__["k8s_rotation.status"](name).get(one, "") for one in authorities).strip()
+        stands = " ".join(under_way.get(one, "") for one in authorities).strip()
         return ret | {"comment": stands or "No rotation is under way."}
     said = " ".join(__salt__["k8s_rotation.said"](one, step) for one in changes)
     said += " A rollout to every controller would follow." if __opts__["test"] and step != "end" else ""

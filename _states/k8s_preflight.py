@@ -38,20 +38,21 @@ def passed(name, components):
             good = __salt__["k8s_generation.links"](row["home"])["good"] or ""
             if __salt__["k8s_generation.digest"](row) != good.partition(".")[0]:
                 changing[component] = row
-        except CommandExecutionError as exc:
-            (unknowable if __opts__["test"] else found).append(str(exc))
+        except (CommandExecutionError, OSError) as exc:
+            (unknowable if __opts__["test"] and getattr(exc, "to_come", False) else found).append(str(exc))
     answer = {"errors": [], "warnings": [], "notes": []}
     if changing or found or unknowable:
         try:
             answer = __salt__["k8s_preflight.check"](changing, components)
-        except CommandExecutionError as exc:
+        except (CommandExecutionError, OSError) as exc:
             found.append(str(exc))
     found += answer["errors"]
     if answer["warnings"]:
         ret["warnings"] = answer["warnings"]
+    unknown = ["Not knowable yet: " + "; ".join(unknowable)] if unknowable else []
     if found:
-        return ret | {"result": False, "comment": "\n".join([*dict.fromkeys(found), "Nothing was touched."])}
-    if unknowable:
-        return ret | {"result": None, "comment": "Not knowable yet: " + "; ".join(unknowable)}
+        return ret | {"result": False, "comment": "\n".join([*dict.fromkeys(found), *unknown, "Nothing was touched."])}
+    if unknown:
+        return ret | {"result": None, "comment": unknown[0]}
     said = f"{', '.join(components)}: certificates, files and flags fit together."
     return ret | {"comment": "\n".join([said, *answer["warnings"], *answer["notes"]])}

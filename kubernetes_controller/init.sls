@@ -29,6 +29,7 @@ extend:
 {%- endfor %}
   Every component of this controller serves:
     k8s_health:
+      - mended_before: True
       - require:
       {%- for name in cfg.components %}
         - k8s_component: {{ name }} runs as declared

@@ -85,7 +85,7 @@ Every component of every controller serves:
     - tgt_type: list
     - sls: kubernetes_controller.health
     - expect_minions: True
-    - pillar: {{ once | json }}
+    - pillar: {{ dict(once, kubernetes_controller_mended_before=true) | json }}
     - require:
       - salt: {{ last.id }}
 {%- set last.id = "Every component of every controller serves" %}
@@ -114,6 +114,7 @@ The operator has a kubeconfig on the master:
     - certificate: {{ cfg.admin.certificate | json }}
     - key: {{ cfg.admin.key | json }}
     - keep: {{ cfg.pki.directory }}
+    - mended_before: {{ cfg.admin.made | json }}
     - require:
       - sls: kubernetes_controller.orchestrate.pki
       - {{ last.kind }}: {{ last.id }}

@@ -106,6 +106,14 @@ def test_an_etcd_that_does_not_answer_is_a_failure_in_both_modes(node, apply, te
     assert ret.comment == "etcd cannot be asked what it holds: Error: context deadline exceeded"
 
 
+def test_a_live_configuration_that_is_gone_is_a_sentence_in_both_modes(node, apply, testmode, row, store):
+    path = Path(row["home"]) / "live/encryption.yaml"
+    path.unlink()
+    ret = apply(testmode, node, STATE, "under the present key", api=row)
+    assert (ret.result, ret.changes) == (False, {})
+    assert ret.comment.startswith(f"{path}: No such file or directory. The API server was started with it; apply ")
+
+
 def test_no_key_is_in_what_is_said(node, apply, testmode, row, store, material):
     store.objects = {"/registry/secrets/default/old": f"{FORMER}x"}
     ret = apply(testmode, node, STATE, "under the present key", api=row)

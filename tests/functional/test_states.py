@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import salt.utils.files
+from salt.exceptions import CommandExecutionError
 
 PKI = "kubernetes_controller_pki"
 
@@ -310,10 +311,20 @@ def test_an_exchanged_key_is_told_without_the_key(node, apply, testmode, kubecon
         assert material[name].splitlines()[1] not in str(ret)
 
 
-def test_a_missing_credential_fails_naming_it(node, apply, testmode, kubeconfig):
-    ret = apply(testmode, node, "k8s_kubeconfig.managed", again=False, **{**kubeconfig, "key": "/nowhere/admin.key"})
-    assert (ret.result, ret.changes) == (None if testmode else False, {})
+@pytest.mark.parametrize("mended_before", [False, True])
+def test_a_missing_credential_fails_naming_it_unless_a_step_before_makes_it(node, apply, testmode, kubeconfig, mended_before):
+    asked = {**kubeconfig, "key": "/nowhere/admin.key", "mended_before": mended_before}
+    ret = apply(testmode, node, "k8s_kubeconfig.managed", again=False, **asked)
+    assert (ret.result, ret.changes) == (None if testmode and mended_before else False, {})
     assert "/nowhere/admin.key: No such file or directory" in ret.comment
+
+
+def test_a_credential_that_no_step_mends_fails_in_test_mode_too(node, testmode, kubeconfig, tmp_path):
+    (tmp_path / "admin.crt").write_bytes(b"\x30\x82\xff")
+    asked = {**kubeconfig, "certificate": str(tmp_path / "admin.crt"), "mended_before": True}
+    ret = node.state("k8s_kubeconfig.managed", test=testmode, **asked)
+    assert (ret.result, ret.changes) == (False, {})
+    assert ret.comment == f"{tmp_path}/admin.crt: not a text (DER?). Put PEM there."
 
 
 def test_an_owner_that_does_not_exist_is_a_failure(node, kubeconfig):
@@ -371,6 +382,66 @@ def test_what_is_missing_fails_for_real_and_is_not_knowable_in_test_mode(node, a
     for name in ("etcd", "kube-apiserver"):
         assert f"pillar {PKI}:etcd-ca.crt is missing, {name} needs it." in ret.comment
     assert ret.comment.startswith("Not knowable yet: ") is testmode
+
+
+def unmanaged(components):
+    components["kube-scheduler"] |= {"binary": "/nowhere/kube-scheduler", "binary_managed": False}
+
+
+FOREVER = {
+    "a key of the pillar": (
+        {"apiserver": {"files": {"extra.yaml": {"pillar": "nowhere:at-all"}}}},
+        lambda components: None,
+        "pillar nowhere:at-all: missing, or not a text.",
+    ),
+    "bytes": (
+        {"apiserver": {"files": {"extra.yaml": {"pillar": "some:bytes"}}}},
+        lambda components: None,
+        "pillar some:bytes: its bytes are no UTF-8 text.",
+    ),
+    "a binary of the operator's": ({}, unmanaged, "/nowhere/kube-scheduler: No such file or directory."),
+}
+
+
+@pytest.mark.parametrize("fault", FOREVER)
+def test_what_no_step_before_mends_is_an_error_in_test_mode_too_and_told_beside_what_is_to_come(node, testmode, rows, fault):
+    layer, change, said = FOREVER[fault]
+    components = rows(layer)
+    change(components)
+    node.opts["pillar"]["some"] = {"bytes": b"\xff\xfe"}
+    del node.opts["pillar"][PKI]["etcd-server.crt"]
+    ret = node.state("k8s_preflight.passed", "fits", test=testmode, components=components)
+    assert ret.result is False
+    assert said in ret.comment
+    missing = [line for line in ret.comment.splitlines() if f"pillar {PKI}:etcd-server.crt is missing" in line]
+    assert [line.startswith("Not knowable yet: ") for line in missing] == [testmode]
+
+
+def test_one_part_of_the_preflight_that_cannot_go_on_leaves_the_others_their_sentences(node, rows):
+    row = rows()["kube-apiserver"]
+    for part in ("k8s_preflight.etcd", "k8s_identity.refusals", "k8s_preflight.not_accepted"):
+        node.fake(part, side_effect=CommandExecutionError(f"{part} cannot go on"))
+    node.fake("k8s_host.disk", side_effect=OSError(5, "Input/output error", "/var/lib"))
+    ret = node.state("k8s_preflight.passed", "fits", components={"kube-apiserver": row})
+    assert ret.result is False
+    said = ("k8s_preflight.etcd cannot", "k8s_identity.refusals cannot", "k8s_preflight.not_accepted cannot", "'/var/lib'")
+    assert [part for part in said if part not in ret.comment] == []
+
+
+def test_a_draft_that_finds_no_room_is_a_sentence_and_leaves_no_key(node, rows, monkeypatch):
+    real = os.fdopen
+
+    def full(handle, mode="r", *args, **kw):
+        if "draft" in os.readlink(f"/proc/self/fd/{handle}") and os.readlink(f"/proc/self/fd/{handle}").endswith("tls.key"):
+            os.close(handle)
+            raise OSError(28, "No space left on device")
+        return real(handle, mode, *args, **kw)
+
+    monkeypatch.setattr(os, "fdopen", full)
+    ret = node.state("k8s_preflight.passed", "fits", components={"kube-scheduler": rows()["kube-scheduler"]})
+    assert ret.result is False
+    assert "No space left on device. kube-scheduler is drafted there before it is judged; make room in /run." in ret.comment
+    assert not list(Path("/run").glob(f"kubernetes-controller-draft-{os.getpid()}-*"))
 
 
 def test_a_foreign_process_is_found_before_anything_is_prepared(node, apply, testmode, rows):
@@ -461,17 +532,18 @@ def test_a_damaged_binary_fails_with_a_sentence(node, rows):
 # -- k8s_health.ready -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("mended_before", [False, True])
 @pytest.mark.parametrize("sick", [(), ("kube-scheduler",)])
-def test_readiness_is_a_table_and_changes_nothing(node, apply, testmode, rows, sick):
+def test_readiness_is_a_table_and_changes_nothing(node, testmode, rows, sick, mended_before):
     def answer(row, since=None, timeout_s=None, consecutive=None):
         assert (timeout_s == 0) is testmode
         return {"ok": row["name"] not in sick, "said": f"{row['name']} said so", "seconds": 0.1}
 
     node.fake("k8s_health.wait", answer)
     components = rows(binaries=False)
-    ret = node.state("k8s_health.ready", "serves", test=testmode, components=components)
+    ret = node.state("k8s_health.ready", "serves", test=testmode, components=components, mended_before=mended_before)
     assert ret.changes == {}
-    assert ret.result is (True if not sick else None if testmode else False)
+    assert ret.result is (True if not sick else None if testmode and mended_before else False)
     assert ret.comment.splitlines() == [f"{'NOT OK' if name in sick else 'ok    '} {name}  {name} said so" for name in components]
 
 
@@ -479,9 +551,30 @@ def test_what_was_never_installed_is_not_ready(node, rows):
     gone = {"state": "inactive", "pid": 0, "started": None, "restarts": 0, "binary": None, "unit": "", "enabled": False}
     node.fake("k8s_component.process", return_value=gone)
     node.fake("k8s_component.complaint", return_value="")
-    ret = node.state("k8s_health.ready", "serves", test=True, components={"kube-scheduler": rows()["kube-scheduler"]})
+    components = {"kube-scheduler": rows()["kube-scheduler"]}
+    ret = node.state("k8s_health.ready", "serves", test=True, components=components, mended_before=True)
     assert ret.result is None
     assert ret.comment == "NOT OK kube-scheduler  not installed: no generation is live"
+
+
+@pytest.mark.parametrize(("kind", "result"), [("passing", None), ("lasting", False)])
+def test_of_members_no_step_mends_what_lasts_so_a_test_run_fails_as_the_real_one(node, rows, testmode, kind, result):
+    node.fake("k8s_health.wait", return_value={"ok": True, "said": "fine", "seconds": 0.1})
+    node.fake("k8s_health.members", return_value={"lasting": [], "passing": [], kind: ["a member is a learner"]})
+    components = rows(binaries=False)
+    ret = node.state("k8s_health.ready", "serves", test=testmode, components=components, mended_before=True)
+    assert ret.result is (result if testmode else False)
+    assert ret.comment.splitlines()[-1] == "NOT OK a member is a learner"
+
+
+def test_what_a_node_remembers_and_cannot_be_read_is_nothing(node, rows):
+    row = rows()["kube-apiserver"]
+    node.modules["k8s_generation.promote"](row["home"], node.modules["k8s_generation.prepare"](row))
+    for text in ("null", "[]", '{"a": 1'):
+        for name in ("failed.json", "rehearsed.json"):
+            (Path(row["home"]) / name).write_text(text)
+        assert node.modules["k8s_generation.failures"](row["home"]) == {}
+        assert node.modules["k8s_rehearsal.needed"](row, "x") is True
 
 
 # -- k8s_object.applied -----------------------------------------------------------------------------------------------
@@ -553,18 +646,35 @@ def test_what_the_api_server_completes_in_a_list_is_no_difference(node, api):
         (None, {**ROLE, "kind": "Rolle"}, "the API server knows no Rolle in rbac.authorization.k8s.io/v1"),
     ],
 )
-def test_what_the_api_server_refuses_is_told(node, api, refuse, document, says):
+def test_what_the_api_server_refuses_is_told_in_test_mode_too(node, testmode, api, refuse, document, says):
     api.refuse = refuse
-    ret = node.state("k8s_object.applied", "reader", api={}, document=document)
+    ret = node.state("k8s_object.applied", "reader", test=testmode, api={}, document=document)
     assert (ret.result, ret.changes) == (False, {})
     assert says in ret.comment
+
+
+def test_while_the_api_server_is_to_change_a_test_run_does_not_know_what_it_will_refuse(node, testmode, api, rows):
+    api.refuse = {"status": 404, "body": "no such group"}
+    node.fake("k8s_config.load", return_value={"components": rows()})
+    ret = node.state("k8s_object.applied", "reader", test=testmode, api={}, document=ROLE)
+    assert (ret.result, ret.changes) == (None if testmode else False, {})
 
 
 def test_without_an_api_server_an_object_is_not_knowable(node, testmode, rows):
     row = rows(binaries=False)["kube-apiserver"]
     ret = node.state("k8s_object.applied", "reader", test=testmode, api=row["api"], document=ROLE)
     assert (ret.result, ret.changes) == (None if testmode else False, {})
-    assert "the API server has no front proxy certificate" in ret.comment
+    assert "no generation of the API server is live" in ret.comment
+
+
+def test_an_answer_that_is_no_object_and_a_name_that_is_no_path_are_sentences(node, testmode, api):
+    api.refuse = {"status": 200, "body": "<html>a proxy</html>"}
+    ret = node.state("k8s_object.applied", "reader", test=testmode, api={}, document=ROLE)
+    assert (ret.result, "answered with something else: <html>" in ret.comment) == (False, True)
+    api.refuse = None
+    spaced = {**ROLE, "metadata": {"name": "a reader"}}
+    assert node.state("k8s_object.applied", "reader", test=testmode, api={}, document=spaced).changes
+    assert api.asked[-1][1].split("?")[0].endswith("/clusterroles/a%20reader")
 
 
 # -- k8s_pki.managed --------------------------------------------------------------------------------------------------

@@ -126,6 +126,7 @@ def test_all_of_a_node_compiles_with_requisites_that_are_there(rendering, cluste
     order = [chunk["__id__"] for chunk in chunks if chunk["state"] == "k8s_component"]
     assert [state_id.removesuffix(" runs as declared") for state_id in order] == CLUSTERS[cluster]["components"]
     assert chunks[-1]["state"] == "k8s_health"
+    assert chunks[-1]["mended_before"] is True
     for chunk in chunks:
         for requisite in chunk.get("require", []):
             ((kind, name),) = requisite.items()
@@ -217,6 +218,20 @@ def test_the_operators_kubeconfig_waits_for_the_end_of_the_rollout(rendering, se
     assert required == {"kubernetes_controller.orchestrate.pki", last}
     assert last in [chunk["__id__"] for chunk in chunks]
     assert chunk["keep"] == "/srv/kubernetes_controller/pki"
+    assert chunk["mended_before"] is True
+
+
+def test_only_behind_steps_that_mend_does_a_test_run_not_know_whether_a_component_serves(rendering, rotation, declared):
+    key = "kubernetes_controller_mended_before"
+    chunks, _ = rendering(master=True, serving=NODES, test=True).low(ORCHESTRATE[0])
+    (last,) = (chunk for chunk in chunks if chunk.get("sls") == "kubernetes_controller.health")
+    assert last["pillar"][key] is True
+    first = next(arguments for _, arguments in rotation(authority="etcd").values())
+    assert key not in first.get("pillar", {})
+    for pillar, mended in (({}, False), ({key: True}, True)):
+        one = rendering(pillar={"kubernetes_controller": declared, **pillar})
+        (chunk,), _ = one.low("kubernetes_controller.health")
+        assert chunk["mended_before"] is mended
 
 
 def test_a_node_that_does_not_answer_may_serve(rendering):

@@ -377,6 +377,7 @@ def test_brought_files_have_the_names_of_the_operator(resolve):
         == "/srv/kubernetes_controller/pki/brought/controller-2/cert-k8s-apiserver.pem"
     )
     assert cluster["admin"]["authority"] == "/srv/kubernetes_controller/pki/brought/ca-k8s-apiserver.pem"
+    assert cluster["admin"]["made"] is False
     assert cluster["admin"]["key"] == "/srv/kubernetes_controller/pki/brought/cert-admin-key.pem"
 
 

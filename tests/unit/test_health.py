@@ -71,7 +71,7 @@ def status(node, rows, monkeypatch):
         node.fake("k8s_config.load", return_value=cfg)
         node.fake("k8s_certificate.expiry", return_value=ending or {})
         monkeypatch.setitem(module, "probe", lambda row: probe(row, sick))
-        monkeypatch.setitem(module, "members", lambda components: context.update(retcode=0) or list(members))
+        monkeypatch.setitem(module, "members", lambda components: context.update(retcode=0) or {"lasting": list(members)})
         said = node.modules["k8s_health.status"]()
         return context["retcode"], said
 

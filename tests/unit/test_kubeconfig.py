@@ -54,7 +54,7 @@ def test_references_are_paths_or_pillar_keys(node, material, tmp_path):
     [
         (["/nowhere/ca.crt", "a:b", "a:b"], True, "/nowhere/ca.crt: No such file or directory"),
         (["kubernetes_controller_pki:ca.crt"] * 3, True, "pillar kubernetes_controller_pki:ca.crt: missing"),
-        (["kubernetes_controller_pki"] * 3, True, "pillar kubernetes_controller_pki: missing"),
+        (["kubernetes_controller_pki"] * 3, True, "pillar kubernetes_controller_pki: not a text"),
         (["a:b", "/crt", "/key"], False, "a:b: with embed: false a path is needed"),
     ],
 )

@@ -250,6 +250,16 @@ def go_live(minion, rows, layer):
         live(minion, rows({"etcd": layer})[name])
 
 
+def test_a_live_url_that_is_none_is_passed_over(node, rows):
+    go_live(node, rows, {})
+    declared = rows({"etcd": {"settings": {"listen-metrics-urls": "http://127.0.0.1:2381"}}})["etcd"]
+    strange = "http://127.0.0.1:99999,https://[::1:2379,https://10.8.0.101:2379"
+    node.fake("k8s_generation.flags", return_value={"listen-client-urls": strange, "listen-peer-urls": strange})
+    assert node.modules["k8s_host.ports"]({**declared, "settings": {}}) == []
+    said = problems(node, declared)
+    assert [line for line in said if "where it would not listen any more" in line] == []
+
+
 BOTH = {"listen-client-urls": ["https://{address}:2379", "https://{address}:12379"]}
 
 

@@ -506,3 +506,17 @@ def test_a_certificate_that_cannot_be_read_does_not_hide_which_one_ends_first(ru
 
 def test_a_rollout_does_not_fail_because_nobody_tells_of_certificates(runner):
     assert runner._certificates(["controller-1"]) == {}  # neither function is there
+
+
+@pytest.mark.parametrize("pillar", ['{"a": 1', ["a"]])
+def test_a_pillar_that_is_no_dictionary_is_refused_of_every_run_as_of_a_deploy(runner, monkeypatch, pillar):
+    asked = []
+    monkeypatch.setattr(runner, "_roll", lambda sls, what, pillar, test: asked.append(pillar))
+    for run, arguments in (
+        *(("deploy", ()), ("renew", ()), ("rotate_ca", ("etcd",))),
+        *(("rotate_service_account", ()), ("rotate_encryption", ())),
+    ):
+        getattr(runner, run)(*arguments, pillar=pillar)
+    assert asked == [pillar] * 5
+    runner.rotate_ca("etcd", pillar={"a": 1})
+    assert asked[-1] == {"a": 1, "authority": "etcd", "until": None}

@@ -567,3 +567,35 @@ def test_a_pair_that_was_mixed_up_is_restored_from_what_is_kept(master):
 def test_only_what_cannot_be_made_again_is_restored(master, name):
     with pytest.raises(Exception, match="expected authorities/NAME or shared/NAME"):
         master.modules["k8s_kept.restore"](str(master.root), name, "/etc/hostname")
+
+
+@pytest.mark.parametrize("text", [b"`step: sign`", b"step: [", b"\0", b"\xff", b"step: 2026-99-99", b"nonsense"])
+def test_a_step_that_cannot_be_read_is_one_sentence_with_what_to_write(master, node, text):
+    list(master.run(["signer"], until="trust"))
+    path = master.root / "authorities/signer-ca.rotation"
+    path.write_bytes(text)
+    said = (
+        f"{path}: expected a step (trust, sign, drop). Restore it from a backup, or write into it, and nothing else, step: trust"
+    )
+    assert master.plan("signer")["fault"] == said
+    assert master.modules["k8s_rotation.status"](str(master.root)) == {"signer": said}
+    for state, more in (("managed", {}), ("rotated", {"authorities": ["signer"], "step": "sign"})):
+        ret = node.state(f"k8s_pki.{state}", str(master.root), pki=master.pki, **more)
+        assert (ret.result, ret.comment) == (False, said)
+    path.write_text("step: trust")
+    assert master.plan("signer")["steps"] == list(STEPS)
+
+
+def test_a_directory_that_is_gone_is_made_again_by_a_restore_and_a_line_break_ends_no_key(master, tmp_path):
+    restore, backup = master.modules["k8s_kept.restore"], tmp_path / "backup"
+    backup.write_text(master.text("shared/encryption-key1") + "\n")
+    shutil.rmtree(master.root / "shared")
+    restore(str(master.root), "shared/encryption-key1", str(backup))
+    assert master.text("shared/encryption-key1") == backup.read_text()
+    assert (master.root / "shared").stat().st_mode & 0o777 == 0o700
+    backup.write_text("\n")
+    with pytest.raises(CommandExecutionError, match="not an encryption key"):
+        restore(str(master.root), "shared/encryption-key1", str(backup))
+    backup.write_text("c2VjcmV0")
+    with pytest.raises(CommandExecutionError, match=f"{tmp_path}/none: there is no such directory. Mount it"):
+        restore(str(tmp_path / "none"), "shared/encryption-key1", str(backup))
