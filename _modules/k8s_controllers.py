@@ -259,7 +259,7 @@ def hear(nodes, patience_s=0):
     patience_s
         For so many seconds one that does not know the function is asked again (default 0: it is not).
 
-    The answers are kept for the rest of the run (``heard``).
+    The answers are kept for the rest of the run (``known``).
 
     CLI Example:
 
@@ -277,6 +277,24 @@ def hear(nodes, patience_s=0):
             break
         time.sleep(PAUSE_S if asked else 0)
     return {node: known[node] for node in nodes}
+
+
+def known(nodes):
+    """
+    Return those minions (list) of which this run knows what they hold, as this master's modules tell it.
+
+    nodes
+        Minion ids (list).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd k8s_controllers.known '["controller-1"]'
+    """
+    heard, ours = __context__.get("k8s_controllers_heard", {}), formula()
+    answers = {node: heard[node] for node in nodes if isinstance(heard.get(node), dict)}
+    return [node for node, answer in answers.items() if not answer["errors"] and answer.get("formula") == ours]
 
 
 def faults(controllers, answers):

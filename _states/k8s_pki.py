@@ -35,6 +35,8 @@ def managed(name, pki, force=False, exists="", dropped=False, mark=None):
         act = __salt__["k8s_pki.differences" if __opts__["test"] else "k8s_pki.make"]
         found = act(pki, force=force, exists=exists, dropped=dropped, mark=mark)
         stands = "".join(f" {said}" for said in __salt__["k8s_rotation.status"](name).values())
+        if __opts__["test"]:
+            __context__.setdefault("k8s_pki_to_come", set()).update(found)  # for k8s_controllers.delivered
     except (CommandExecutionError, OSError) as exc:
         return ret | {"result": False, "comment": str(exc)}
     except ValueError as exc:  # what cryptography says of names, dates and addresses

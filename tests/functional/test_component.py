@@ -685,6 +685,13 @@ def test_what_is_not_there_yet_is_an_error_for_real_and_unknowable_in_test_mode(
     assert ret.comment.startswith(("Not knowable yet: " if testmode else "kube-scheduler: ") + what)
 
 
+def test_what_no_step_before_mends_is_an_error_in_test_mode_too(scheduler, testmode):
+    scheduler.row["files"]["extra.yaml"] = {"pillar": "nowhere:at-all"}
+    ret = scheduler.try_(testmode, again=False)
+    assert (ret.result, ret.changes) == (False, {})
+    assert ret.comment == "kube-scheduler: pillar nowhere:at-all: missing, or not a text."
+
+
 def test_an_error_after_the_promotion_is_a_way_back_and_not_remembered(scheduler):
     """As with no space left in systemd's directory. Else the next restart would run what never passed a gate."""
     scheduler.run()

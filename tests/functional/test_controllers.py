@@ -70,6 +70,7 @@ def test_one_that_cannot_take_the_modules_tells_why(agreed):
 @pytest.mark.parametrize("lacking", [{}, {"controller-2": [f"{number}.crt" for number in range(7)]}])
 def test_what_did_not_arrive_is_a_failure_with_a_way_out(node, testmode, lacking):
     asked = node.fake("k8s_controllers.undelivered", return_value=lacking)
+    node.fake("k8s_controllers.known", return_value=[])
     ret = node.state("k8s_controllers.delivered", "/srv/pki", test=testmode, controllers=list(NODES), key="pki")
     shares = {minion: f"/srv/pki/hosts/{minion}/pki" for minion in NODES}
     asked.assert_called_once_with(shares, **({"patience_s": 0} if testmode else {}))
@@ -84,6 +85,38 @@ def test_what_did_not_arrive_is_a_failure_with_a_way_out(node, testmode, lacking
         assert ret.comment.startswith(f"controller-2: pillar pki has not {some} as in /srv/pki/hosts/controller-2/pki.\n")
         assert "have `file_tree` with root_dir /srv/pki in its ext_pillar" in ret.comment
         assert ret.comment.endswith("Then run this again.")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_is_handed_out_already_and_did_not_arrive_fails_a_test_run_too(node, testmode, pki, known):
+    node.fake("saltutil.cmd", return_value={})
+    node.fake("k8s_controllers.undelivered").side_effect = lambda shares, patience_s=0: missing(shares, held)
+    missing, ours = node.modules["k8s_controllers.missing"], node.modules["k8s_controllers.formula"]()
+    held = {minion: {**GOOD, "formula": ours if known else "another"} for minion in NODES}
+    node.compiler.state_con["k8s_controllers_heard"] = held
+    arguments = {"controllers": list(NODES), "key": "kubernetes_controller_pki"}
+    directory = pki()["name"]
+    ret = node.state("k8s_controllers.delivered", directory, test=testmode, **arguments)
+    assert (ret.result, ret.changes) == (None if testmode and not known else False, {})
+    assert ("What was made did not reach these nodes" in ret.comment) is (ret.result is False)
+
+
+@pytest.mark.parametrize("testmode", [True], indirect=True)
+def test_what_this_run_would_exchange_first_is_not_known_to_arrive(node, testmode, pki):
+    directory, share = pki()["name"], "hosts/controller-1/kubernetes_controller_pki"
+    other = {"endpoint": {"host": "k8s.example.com"}}
+    assert node.state("k8s_pki.managed", test=True, **pki(other)).changes
+    lacking = {"controller-1": ["apiserver.crt", "apiserver.key"]}
+    node.fake("k8s_controllers.undelivered", return_value=lacking)
+    node.fake("k8s_controllers.known", return_value=["controller-1"])
+    deliver = {"controllers": list(NODES), "key": "kubernetes_controller_pki"}
+    assert node.state("k8s_controllers.delivered", directory, test=True, **deliver).result is None
+    lacking["controller-1"].append("scheduler.crt")
+    ret = node.state("k8s_controllers.delivered", directory, test=True, **deliver)
+    assert ret.result is False
+    assert ret.comment.startswith(
+        f"controller-1: pillar kubernetes_controller_pki has not scheduler.crt as in {directory}/{share}."
+    )
 
 
 # -- what a wrong pillar did to the master's files, the right one finds undone -----------------------------------------

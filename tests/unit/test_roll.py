@@ -64,3 +64,10 @@ def test_where_etcd_has_lost_its_quorum_nothing_serves_and_all_nodes_go_at_once(
 def test_nothing_runs_anywhere(plan):
     made = plan(api=NODES, etcd=NODES, fresh=True)
     assert (made["serving"], made["installed"]) == (False, False)
+
+
+def test_certificates_that_cannot_be_read_are_told_by_the_state_that_makes_them(node, resolve):
+    cfg = resolve({"rollout": {"mode": "manual"}}, node=None)
+    node.fake("saltutil.cmd", return_value={})
+    node.fake("k8s_pki.differences", side_effect=PermissionError(13, "Permission denied", "/srv"))
+    assert node.modules["k8s_roll.plan"](cfg, scheduled=True)["mode"] == "manual"
