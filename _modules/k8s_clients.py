@@ -1,6 +1,6 @@
 """
-What clients hold on to (promise 14): issuer, audiences and key of their tokens, the ranges of services and pods, and the names
-and addresses in the API server's certificate.
+What clients hold on to (promise 14): issuer, audiences and key of their tokens, the CAs of their certificates, the ranges of
+services and pods, and the names and addresses in the API server's certificate.
 
 ``held`` and ``refusals`` are plain functions without I/O; ``cut_off`` compares what a node declares with what was good there,
 and ``others`` with what the other controllers published.
@@ -21,6 +21,12 @@ BY_DOMAIN = re.compile(r"https://kubernetes\.default\.svc\.[^/]+")  # the formul
 SETTINGS = "kubernetes_controller:apiserver:settings"
 SERVICE = "/api/v1/namespaces/default/services/kubernetes"
 RANGES = "/apis/networking.k8s.io/v1/servicecidrs/kubernetes"
+# Flags that name CAs, and what no longer works for those whose certificate one of them signed.
+TRUSTS = {
+    "client-ca-file": "each client with a certificate of it would get 401, kubelets included",
+    "kubelet-certificate-authority": "kubectl logs and exec would fail on each kubelet that serves with a certificate of it",
+    "requestheader-client-ca-file": "each front proxy with a certificate of it would get 401",
+}
 
 
 def held(flags):
@@ -109,7 +115,8 @@ def cut_off(row, directory):
     services = old["service-cidr"]
     if not _is_extended(services, new["service-cidr"]):  # what is stored counts, not what a flag made of it
         old["service-cidr"] = _stored(row, RANGES, "cidrs") or services
-    return refusals(old, new, row["ignore"]) + _lost_key(row, before, after) + _lost_names(row, before, after, services)
+    found = refusals(old, new, row["ignore"]) + _lost_key(row, before, after) + _lost_authorities(row, before, after)
+    return found + _lost_names(row, before, after, services)
 
 
 def others(components, drafts, records):
@@ -219,6 +226,30 @@ def _lost_key(row, before, after):
         "token in use would get 401 from then on. Declare its public key beside the new one until no such token is in use any "
         "more (salt-run state.orchestrate kubernetes_controller.orchestrate.rotate_service_account does that with the master's "
         f"key). {__salt__['k8s_skew.override']('service-account-key')}"
+    ]
+
+
+# -- the CAs of clients and kubelets ----------------------------------------------------------------------------------
+
+
+def _lost_authorities(row, before, after):
+    """Return a sentence, as a list, where CAs that the API server trusts now are trusted no more then."""
+    found = []
+    for flag, harm in TRUSTS.items() if "client-ca" not in row["ignore"] else ():
+        present, declared = (_listed(flags.get(flag, ""))[-1] for flags in (before, after))
+        text = _text(declared)
+        if declared and not text or not declared and flag == "kubelet-certificate-authority":
+            continue  # what cannot be read is told by itself; without this flag every kubelet is believed
+        lost = __salt__["k8s_certificate.lost_authorities"](_text(present), text)
+        found += [f"{flag} loses {' and '.join(lost)}: {harm}"] if lost else []
+    if not found:
+        return []
+    return [
+        f"kubernetes_controller:pki ({row['name']}): {'; '.join(found)}. Both the former CA and the new one have to be trusted "
+        "until nobody has a certificate of the former: `salt-run k8s_rollout.rotate_ca NAME` does that with a CA that the master "
+        "made; of one that you bring put both into its one file in brought/; one that is switched off goes into brought/ under "
+        "another name, and that name into kubernetes_controller:apiserver:files:client-ca.crt:pki (and kubelet-ca.crt). "
+        f"{__salt__['k8s_skew.override']('client-ca')}"
     ]
 
 
