@@ -1,6 +1,6 @@
 """
 What clients hold on to (promise 14): issuer, audiences and key of their tokens, the CAs of their certificates, the ranges of
-services and pods, and the names and addresses in the API server's certificate.
+services and pods, the API server's port, and the names and addresses in its certificate.
 
 ``held`` and ``refusals`` are plain functions without I/O; ``cut_off`` compares what a node declares with what was good there,
 and ``others`` with what the other controllers published.
@@ -21,6 +21,8 @@ BY_DOMAIN = re.compile(r"https://kubernetes\.default\.svc\.[^/]+")  # the formul
 SETTINGS = "kubernetes_controller:apiserver:settings"
 SERVICE = "/api/v1/namespaces/default/services/kubernetes"
 RANGES = "/apis/networking.k8s.io/v1/servicecidrs/kubernetes"
+NODES = "/api/v1/nodes?limit=500"
+PORT = "6443"  # of kube-apiserver, where --secure-port says nothing else
 # Flags that name CAs, and what no longer works for those whose certificate one of them signed.
 TRUSTS = {
     "client-ca-file": "each client with a certificate of it would get 401, kubelets included",
@@ -111,12 +113,12 @@ def cut_off(row, directory):
     after = __salt__["k8s_generation.staged_flags"](row, directory)
     old, new = held({row["name"]: before}), held({row["name"]: after})
     if row["name"] != API:
-        return refusals(old, new, row["ignore"])
+        return refusals(old, new, row["ignore"]) + _taken_pods(row, old, new)
     services = old["service-cidr"]
     if not _is_extended(services, new["service-cidr"]):  # what is stored counts, not what a flag made of it
         old["service-cidr"] = _stored(row, RANGES, "cidrs") or services
     found = refusals(old, new, row["ignore"]) + _lost_key(row, before, after) + _lost_authorities(row, before, after)
-    return found + _lost_names(row, before, after, services)
+    return found + _moved_port(row, before, after) + _lost_names(row, before, after, services)
 
 
 def others(components, drafts, records):
@@ -203,6 +205,17 @@ def _contains(old, new):
     return len(old) <= len(new) and all(one.version == other.version and one.subnet_of(other) for one, other in pairs)
 
 
+def _taken_pods(row, old, new):
+    """Return a sentence, as a list, where a range is handed out to nodes again, and one has addresses of another one."""
+    if "pod-cidr" in old or "pod-cidr" not in new or not row["api"]:
+        return []
+    for node in (_asked(row["api"], NODES) or {}).get("items", []):
+        ranges = {"pod-cidr": node.get("spec", {}).get("podCIDRs", [])}
+        if found := refusals(ranges, new, row["ignore"], f"is what node {node['metadata']['name']} has"):
+            return found
+    return []
+
+
 def _networks(ranges):
     try:
         return [ipaddress.ip_network(one) for one in ranges]
@@ -250,6 +263,22 @@ def _lost_authorities(row, before, after):
         "made; of one that you bring put both into its one file in brought/; one that is switched off goes into brought/ under "
         "another name, and that name into kubernetes_controller:apiserver:files:client-ca.crt:pki (and kubelet-ca.crt). "
         f"{__salt__['k8s_skew.override']('client-ca')}"
+    ]
+
+
+# -- the port ---------------------------------------------------------------------------------------------------------
+
+
+def _moved_port(row, before, after):
+    """Return a sentence, as a list, where clients would not find the API server at its port any more."""
+    old, new = (_listed(flags.get("secure-port", PORT))[-1] for flags in (before, after))
+    if old == new or "api-port" in row["ignore"]:
+        return []
+    return [
+        f"kubernetes_controller:apiserver:port: {new} is declared, {old} is live: nothing would listen there any more, and each "
+        "kubelet, kubeconfig and load balancer that asks at it would be refused. First let clients ask a load balancer "
+        "(kubernetes_controller:endpoint) that has both ports of each controller behind it and asks each for /readyz; who asks "
+        f"an API server itself has to be given {new} during the rollout. {__salt__['k8s_skew.override']('api-port')}"
     ]
 
 
@@ -308,10 +337,15 @@ def _before(row):
 
 def _stored(row, path, key):
     """Return a key of the ``spec`` of an object as the live API server has it, or None where it cannot be asked."""
+    return (_asked(row, path) or {}).get("spec", {}).get(key)
+
+
+def _asked(row, path):
+    """Return what the live API server says at a path (dict), or None where it cannot be asked."""
     try:
         answer = __salt__["k8s_health.api"](row, path)
-        return json.loads(answer["body"])["spec"][key] if answer["status"] == 200 else None
-    except (OSError, http.client.HTTPException, ValueError, KeyError, CommandExecutionError):
+        return json.loads(answer["body"]) if answer["status"] == 200 else None
+    except (OSError, http.client.HTTPException, ValueError, CommandExecutionError):
         return None
 
 

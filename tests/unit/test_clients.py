@@ -31,8 +31,8 @@ class Clients:
         minion.fake("k8s_health.api", self.get)
 
     def get(self, row, path, **_):
-        found = self.stored.get(path.rpartition("/")[0].rpartition("/")[2])
-        return {"status": 200 if found else 403, "body": json.dumps({"spec": found})}
+        found = self.stored.get("nodes" if "nodes" in path else path.rpartition("/")[0].rpartition("/")[2])
+        return {"status": 200 if found else 403, "body": json.dumps(found if "nodes" in path else {"spec": found})}
 
     def good(self, *layers, link="good"):
         for row in self.rows(*layers).values():
@@ -267,6 +267,34 @@ def test_a_pod_range_that_is_not_handed_out_may_change(clients):
     assert clients.refused(ranges(pods="10.201.0.0/16"), name=C) == []
     clients.good()
     assert clients.refused(off, ranges(pods="10.201.0.0/16"), name=C) == []
+
+
+def test_a_pod_range_that_is_handed_out_again_is_the_one_that_nodes_have(clients):
+    """In two rollouts: nothing is handed out, and then another range."""
+    clients.good({"controller_manager": {"settings": {"allocate-node-cidrs": False}}})
+    moved = ranges(pods="10.77.0.0/16")
+    assert clients.refused(moved, name=C) == [], "the API server cannot be asked"
+    spec = [{}, {"podCIDRs": ["10.200.1.0/24"]}, {"podCIDRs": ["10.200.2.0/24"]}]
+    clients.stored["nodes"] = {"items": [{"metadata": {"name": f"worker-{n}"}, "spec": one} for n, one in enumerate(spec)]}
+    (line,) = clients.refused(moved, name=C)
+    assert "10.77.0.0/16 is declared, 10.200.1.0/24 is what node worker-1 has, and is not within it." in line
+    assert overrides([line]) == ["pod-cidr"]
+    assert clients.refused(moved, ignore("pod-cidr"), name=C) == []
+    assert clients.refused(name=C) == clients.refused(ranges(pods="10.200.0.0/15"), name=C) == []
+
+
+# -- the port ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_port_that_clients_ask_at_is_not_left(clients):
+    layer = {"apiserver": {"port": 7443}}
+    assert clients.refused(layer) == [], "a first rollout"
+    clients.good()
+    (line,) = clients.refused(layer)
+    assert line.startswith("kubernetes_controller:apiserver:port: 7443 is declared, 6443 is live: nothing would listen there")
+    assert "load balancer (kubernetes_controller:endpoint) that has both ports" in line
+    assert overrides([line]) == ["api-port"]
+    assert clients.refused(layer, ignore("api-port")) == []
 
 
 # -- names in the certificate -----------------------------------------------------------------------------------------
