@@ -38,9 +38,7 @@ def describe(text):
 
         salt 'controller-1' k8s_certificate.describe "$(cat ca.crt)"
     """
-    certificate = _certificates(text)[0]
-    until = certificate.not_valid_after_utc.strftime("%Y-%m-%d")
-    return f"{certificate.subject.rfc4514_string()}, serial {certificate.serial_number:x}, until {until}"
+    return _described(_certificates(text)[0])
 
 
 def is_file(text):
@@ -205,6 +203,34 @@ def lost_names(old, new):
     return list(dict.fromkeys(found))
 
 
+def lost_authorities(old, new, now=None):
+    """
+    Return the CAs, in words (list of str), that are trusted by ``old`` and by ``new`` no more.
+
+    old, new
+        PEM texts of CA certificates; "" for none. Where one of them is something else, nothing is compared.
+    now
+        Moment to judge the dates at (aware datetime, default the present).
+
+    A CA that has expired vouches for nobody, and one that was renewed with the key that it had is the same. What a rotation
+    drops at its end is not lost: a CA of its name stays that ``old`` has, too.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_certificate.lost_authorities "$(cat client-ca.crt)" "$(cat new-client-ca.crt)"
+    """
+    now = now or datetime.datetime.now(datetime.timezone.utc)
+    try:
+        texts = [_certificates(text) if text else [] for text in (old, new)]
+    except CommandExecutionError:
+        return []
+    before, after = ({_authority(one): one for one in found if one.not_valid_after_utc >= now} for found in texts)
+    stays = {one.subject for known, one in after.items() if known in before}
+    return [_described(one) for known, one in before.items() if known not in after and one.subject not in stays]
+
+
 def key_problem(text):
     """
     Return why ``text`` is not an unencrypted PEM private key, or None. The text itself is never in the answer.
@@ -313,6 +339,11 @@ def signed_by(certificate, texts):
         if signer:
             return _authority(signer)
     return None
+
+
+def _described(certificate):
+    until = certificate.not_valid_after_utc.strftime("%Y-%m-%d")
+    return f"{certificate.subject.rfc4514_string()}, serial {certificate.serial_number:x}, until {until}"
 
 
 def _authority(certificate):

@@ -1,6 +1,6 @@
 """
-What clients hold on to (promise 14): issuer, audiences and key of their tokens, the ranges of services and pods, and the names
-and addresses in the API server's certificate.
+What clients hold on to (promise 14): issuer, audiences and key of their tokens, the CAs of their certificates, the ranges of
+services and pods, the API server's port, and the names and addresses in its certificate.
 
 ``held`` and ``refusals`` are plain functions without I/O; ``cut_off`` compares what a node declares with what was good there,
 and ``others`` with what the other controllers published.
@@ -21,6 +21,14 @@ BY_DOMAIN = re.compile(r"https://kubernetes\.default\.svc\.[^/]+")  # the formul
 SETTINGS = "kubernetes_controller:apiserver:settings"
 SERVICE = "/api/v1/namespaces/default/services/kubernetes"
 RANGES = "/apis/networking.k8s.io/v1/servicecidrs/kubernetes"
+NODES = "/api/v1/nodes?limit=500"
+PORT = "6443"  # of kube-apiserver, where --secure-port says nothing else
+# Flags that name CAs, and what no longer works for those whose certificate one of them signed.
+TRUSTS = {
+    "client-ca-file": "each client with a certificate of it would get 401, kubelets included",
+    "kubelet-certificate-authority": "kubectl logs and exec would fail on each kubelet that serves with a certificate of it",
+    "requestheader-client-ca-file": "each front proxy with a certificate of it would get 401",
+}
 
 
 def held(flags):
@@ -105,11 +113,12 @@ def cut_off(row, directory):
     after = __salt__["k8s_generation.staged_flags"](row, directory)
     old, new = held({row["name"]: before}), held({row["name"]: after})
     if row["name"] != API:
-        return refusals(old, new, row["ignore"])
+        return refusals(old, new, row["ignore"]) + _taken_pods(row, old, new)
     services = old["service-cidr"]
     if not _is_extended(services, new["service-cidr"]):  # what is stored counts, not what a flag made of it
         old["service-cidr"] = _stored(row, RANGES, "cidrs") or services
-    return refusals(old, new, row["ignore"]) + _lost_key(row, before, after) + _lost_names(row, before, after, services)
+    found = refusals(old, new, row["ignore"]) + _lost_key(row, before, after) + _lost_authorities(row, before, after)
+    return found + _moved_port(row, before, after) + _lost_names(row, before, after, services)
 
 
 def others(components, drafts, records):
@@ -196,6 +205,17 @@ def _contains(old, new):
     return len(old) <= len(new) and all(one.version == other.version and one.subnet_of(other) for one, other in pairs)
 
 
+def _taken_pods(row, old, new):
+    """Return a sentence, as a list, where a range is handed out to nodes again, and one has addresses of another one."""
+    if "pod-cidr" in old or "pod-cidr" not in new or not row["api"]:
+        return []
+    for node in (_asked(row["api"], NODES) or {}).get("items", []):
+        ranges = {"pod-cidr": node.get("spec", {}).get("podCIDRs", [])}
+        if found := refusals(ranges, new, row["ignore"], f"is what node {node['metadata']['name']} has"):
+            return found
+    return []
+
+
 def _networks(ranges):
     try:
         return [ipaddress.ip_network(one) for one in ranges]
@@ -219,6 +239,46 @@ def _lost_key(row, before, after):
         "token in use would get 401 from then on. Declare its public key beside the new one until no such token is in use any "
         "more (salt-run state.orchestrate kubernetes_controller.orchestrate.rotate_service_account does that with the master's "
         f"key). {__salt__['k8s_skew.override']('service-account-key')}"
+    ]
+
+
+# -- the CAs of clients and kubelets ----------------------------------------------------------------------------------
+
+
+def _lost_authorities(row, before, after):
+    """Return a sentence, as a list, where CAs that the API server trusts now are trusted no more then."""
+    found = []
+    for flag, harm in TRUSTS.items() if "client-ca" not in row["ignore"] else ():
+        present, declared = (_listed(flags.get(flag, ""))[-1] for flags in (before, after))
+        text = _text(declared)
+        if declared and not text or not declared and flag == "kubelet-certificate-authority":
+            continue  # what cannot be read is told by itself; without this flag every kubelet is believed
+        lost = __salt__["k8s_certificate.lost_authorities"](_text(present), text)
+        found += [f"{flag} loses {' and '.join(lost)}: {harm}"] if lost else []
+    if not found:
+        return []
+    return [
+        f"kubernetes_controller:pki ({row['name']}): {'; '.join(found)}. Both the former CA and the new one have to be trusted "
+        "until nobody has a certificate of the former: `salt-run k8s_rollout.rotate_ca NAME` does that with a CA that the master "
+        "made; of one that you bring put both into its one file in brought/; one that is switched off goes into brought/ under "
+        "another name, and that name into kubernetes_controller:apiserver:files:client-ca.crt:pki (and kubelet-ca.crt). "
+        f"{__salt__['k8s_skew.override']('client-ca')}"
+    ]
+
+
+# -- the port ---------------------------------------------------------------------------------------------------------
+
+
+def _moved_port(row, before, after):
+    """Return a sentence, as a list, where clients would not find the API server at its port any more."""
+    old, new = (_listed(flags.get("secure-port", PORT))[-1] for flags in (before, after))
+    if old == new or "api-port" in row["ignore"]:
+        return []
+    return [
+        f"kubernetes_controller:apiserver:port: {new} is declared, {old} is live: nothing would listen there any more, and each "
+        "kubelet, kubeconfig and load balancer that asks at it would be refused. First let clients ask a load balancer "
+        "(kubernetes_controller:endpoint) that has both ports of each controller behind it and asks each for /readyz; who asks "
+        f"an API server itself has to be given {new} during the rollout. {__salt__['k8s_skew.override']('api-port')}"
     ]
 
 
@@ -277,10 +337,15 @@ def _before(row):
 
 def _stored(row, path, key):
     """Return a key of the ``spec`` of an object as the live API server has it, or None where it cannot be asked."""
+    return (_asked(row, path) or {}).get("spec", {}).get(key)
+
+
+def _asked(row, path):
+    """Return what the live API server says at a path (dict), or None where it cannot be asked."""
     try:
         answer = __salt__["k8s_health.api"](row, path)
-        return json.loads(answer["body"])["spec"][key] if answer["status"] == 200 else None
-    except (OSError, http.client.HTTPException, ValueError, KeyError, CommandExecutionError):
+        return json.loads(answer["body"]) if answer["status"] == 200 else None
+    except (OSError, http.client.HTTPException, ValueError, CommandExecutionError):
         return None
 
 

@@ -57,7 +57,7 @@ ROW_OPTIONS = ("reload", "mode", "fits")
 # Refusals that the operator may overrule for one run (rollout:ignore).
 IGNORABLE = (
     *("turn", "neighbours", "skew", "downgrade", "etcd", "overlap", "etcd-ports", "members", "identity"),
-    *("issuers", "audiences", "service-account-key", "service-cidr", "pod-cidr", "names"),
+    *("issuers", "audiences", "service-account-key", "client-ca", "service-cidr", "pod-cidr", "api-port", "names"),
 )
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # of a file
 # What a value in a row of an open table has to be: in words, and the test for it.

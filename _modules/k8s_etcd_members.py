@@ -17,6 +17,7 @@ import salt.utils.files
 from salt.exceptions import CommandExecutionError
 
 TIMEOUT_S = 3
+LOOKS = 3  # at data that could not be compared at once
 # Read by systemd at the first start of a member only, and gone after a reboot.
 FIRST_START = "/run/kubernetes-controller-first-start.env"
 ANSWERS, REFUSES, SILENT = "answers", "refuses", "is silent"
@@ -31,7 +32,8 @@ def survey(row, directory=None, hashes=False):
     directory
         Where the row's generation is drafted or prepared, if that is the identity to ask with (default: the live one).
     hashes
-        Let the members compare their data at one revision, too (default False). It reads all keys once.
+        Let the members compare their data at one revision, too (default False). It reads all keys once; where that decides
+        nothing, it looks again, a second later, at most twice.
 
     Returns a dictionary:
 
@@ -39,8 +41,10 @@ def survey(row, directory=None, hashes=False):
       ``started``), None if no member could be asked
     - ``asked``: {URL: answer} of each declared controller and of each member. An answer has ``state`` (``answers``,
       ``refuses``: the machine answers and the port is closed; ``is silent``), ``said`` (why there is no answer), and of one
-      that answers ``cluster`` and ``member`` (hex), ``leads``, ``healthy`` (bool), ``revision`` (int), ``hash`` (str or None)
+      that answers ``cluster`` and ``member`` (hex), ``leads``, ``healthy`` (bool), ``revision`` and ``applied`` (int: of the
+      data, of the log), ``hash`` (str or None), ``compacted`` (bool: beyond what another member has)
     - ``own``: this node's own URLs (list)
+    - ``looks``: where voting members stood, one look after another (list of {URL: ``member``, ``revision``, ``applied``})
 
     Raises CommandExecutionError if this node has no identity to ask with.
 
@@ -58,9 +62,8 @@ def survey(row, directory=None, hashes=False):
         known = {_place(url) for url in asked}
         others = [urls[0] for urls in (one["client_urls"] for one in members) if urls and not known & set(map(_place, urls))]
         asked |= _ask(row, access, others)
-    if hashes:
-        _compare(row, access, asked)
-    return {"members": members, "asked": asked, "own": own}
+    looks = _compare(row, access, asked) if hashes else []
+    return {"members": members, "asked": asked, "own": own, "looks": looks}
 
 
 def problems(row, patience_s=0):
@@ -350,8 +353,14 @@ def _ask(row, access, urls):
     with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:
         asked = dict(zip(urls, pool.map(_reach, urls), strict=True))
     there = [url for url, answer in asked.items() if answer["state"] == ANSWERS]
-    told = {one["Endpoint"]: one["Status"] for one in _tell(row, access, there, "endpoint", "status")} if there else {}
-    for url in there:
+    _hear(row, access, asked, there)
+    return asked
+
+
+def _hear(row, access, asked, urls):
+    """Write into the answers what the members at ``urls`` say of themselves now."""
+    told = {one["Endpoint"]: one["Status"] for one in _tell(row, access, urls, "endpoint", "status")} if urls else {}
+    for url in urls:
         if url not in told:
             asked[url] |= {"state": REFUSES, "said": "it is there, but has no answer yet"}
             continue
@@ -364,9 +373,9 @@ def _ask(row, access, urls):
             "healthy": bool(status.get("leader")) and not errors,
             "learner": bool(status.get("isLearner")),
             "revision": status["header"].get("revision", 0),
+            "applied": status.get("raftAppliedIndex", 0),
             "said": "; ".join(errors) or ("" if status.get("leader") else "it knows no leader"),
         }
-    return asked
 
 
 def _reach(url):
@@ -408,15 +417,42 @@ def _member(listed):
 
 
 def _compare(row, access, asked):
-    """Add ``hash`` to the answers: of all data up to one revision that all have; None if it is not known."""
-    there = [url for url, one in asked.items() if one["state"] == ANSWERS and not one["learner"]]
+    """Compare the data of the voting members, and look again while that decides nothing. Returns the looks (``survey``)."""
+    looks = []
+    while True:
+        there = [url for url, one in asked.items() if one["state"] == ANSWERS and not one["learner"]]
+        looks.append({url: {key: asked[url][key] for key in ("member", "revision", "applied")} for url in there})
+        _hash(row, access, asked, there)
+        if len(looks) == LOOKS or not __salt__["k8s_membership.is_open"](asked, looks):
+            return looks
+        time.sleep(1)
+        _hear(row, access, asked, there)
+
+
+def _hash(row, access, asked, there):
+    """Add ``hash`` to the answers: of all data up to one revision that all have; None, and ``compacted``, if not all do."""
+    for answer in asked.values():  # those of the look before were of another revision
+        answer.pop("hash", None)
+        answer.pop("compacted", None)
     revision = min((asked[url]["revision"] for url in there), default=0)
     if len(there) < 2 or not revision:
         return
     told = {one["Endpoint"]: one["HashKV"] for one in _tell(row, access, there, "endpoint", "hashkv", f"--rev={revision}")}
-    compacted = {one.get("compact_revision") for one in told.values()}
-    for url in there:  # a member that has compacted further than another hashes less
+    compacted = {one.get("compact_revision", 0) for one in told.values()}
+    for url in there:  # a member that has compacted further than another hashes less, or nothing
         asked[url]["hash"] = str(told[url]["hash"]) if url in told and len(compacted) == 1 else None
+        further = url in told and told[url].get("compact_revision", 0) > min(compacted)
+        asked[url]["compacted"] = further or url not in told and _has_compacted(row, access, url, revision)
+
+
+def _has_compacted(row, access, url, revision):
+    """Tell whether a member has no data of a revision any more."""
+    try:
+        arguments = ["get", "any", f"--rev={revision}", "--keys-only", "--consistency=s"]
+        __salt__["k8s_etcdctl.run"](row, arguments, {**access, "ETCDCTL_ENDPOINTS": url})
+    except CommandExecutionError as exc:
+        return "compacted" in str(exc)
+    return False  # it had no time for so many keys
 
 
 def _tell(row, access, urls, *arguments):

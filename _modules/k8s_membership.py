@@ -40,7 +40,7 @@ def unwell(controllers, found):
             said.append(
                 f"etcd: member {one['id']} of {who} was added and has not started yet. Apply kubernetes_controller there."
             )
-    return said
+    return said + _not_compared(found["asked"])
 
 
 def differences(controllers, members):
@@ -95,7 +95,7 @@ def data_faults(found):
 
         salt 'controller-1' k8s_membership.data_faults '{"asked": {}}'
     """
-    clusters, hashes = {}, {}
+    clusters, hashes, looks = {}, {}, found.get("looks", [])
     for url, answer in found["asked"].items():
         if answer.get("cluster"):
             clusters.setdefault(answer["cluster"], []).append(url)
@@ -107,7 +107,33 @@ def data_faults(found):
     if len(hashes) > 1:
         listed = "; ".join(f"{', '.join(urls)}: {value}" for value, urls in hashes.items())
         return [f"etcd: the members hold different data at the same revision (hashkv, {listed}). {DIFFER}"]
+    if len(looks) > 1 and (pairs := _parted(looks[-1]) & _parted(looks[-2])):  # one look may fall between log and data
+        places = dict.fromkeys(url for pair in sorted(pairs) for url in pair)
+        listed = "; ".join(f"{url}: revision {looks[-1][url]['revision']}" for url in places)
+        return [f"etcd: the members made different data of the same entries of their log ({listed}). {DIFFER}"]
     return []
+
+
+def is_open(asked, looks):
+    """
+    Tell whether one more look may decide whether members hold the same data.
+
+    asked, looks
+        Keys of what ``k8s_etcd_members.survey`` returned.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_membership.is_open '{}' '[{}]'
+    """
+    hashes = {answer["hash"] for answer in asked.values() if answer.get("hash")}
+    if len(hashes) > 1 or _are_several(asked):
+        return False
+    parted = _parted(looks[-1])
+    if len(looks) > 1 and parted & _parted(looks[-2]):
+        return False
+    return bool(parted or _not_compared(asked))
 
 
 def quorum_faults(found, address):
@@ -256,6 +282,37 @@ def addresses(member):
         salt 'controller-1' k8s_membership.addresses '{"peer_urls": ["https://10.8.0.101:2380"]}'
     """
     return {urllib.parse.urlsplit(url).hostname for url in member["peer_urls"]}
+
+
+def _are_several(asked):
+    """Tell whether the members that answer are of several clusters, which is told as such."""
+    return len({answer["cluster"] for answer in asked.values() if answer.get("cluster")}) > 1
+
+
+def _parted(look):
+    """Return the pairs of URLs (set) whose members have applied the same log, the first of them with more data."""
+    pairs = set()
+    for url, one in look.items():
+        for other_url, other in look.items():
+            same = one["applied"] and one["applied"] == other["applied"] and one["member"] != other["member"]
+            if same and one["revision"] > other["revision"]:
+                pairs.add((url, other_url))
+    return pairs
+
+
+def _not_compared(asked):
+    """Return a sentence, as a list, if healthy members could not be compared: one has not what another has compacted away."""
+    listed = {True: [], False: []}
+    for url, answer in asked.items():
+        if answer.get("healthy") and "compacted" in answer:
+            listed[answer["compacted"]].append(f"{url} (revision {answer['revision']})")
+    if not listed[True] or not listed[False] or _are_several(asked):
+        return []
+    return [
+        f"etcd: the data of the members could not be compared: {', '.join(listed[True])} compacted beyond what "
+        f"{', '.join(listed[False])} has. A member that was away catches up by itself. If this stays, they may hold different "
+        f"data. {DIFFER}"
+    ]
 
 
 def _join(me, members):

@@ -30,6 +30,7 @@ USAGES = {"serverAuth": ExtendedKeyUsageOID.SERVER_AUTH, "clientAuth": ExtendedK
 END = "-----END CERTIFICATE-----\n"
 CLOCK_SKEW = datetime.timedelta(hours=1)
 ANOTHER_KEY = "the key is another"
+ANOTHER_CA = "the CA is another"
 REMOVED = "declared no more; kept and removed"
 CLUSTER = "cluster.json"
 AGAIN = "declared again; taken back"
@@ -408,10 +409,15 @@ def _refuse_if_lost(pki, exists):
 
 
 def _refuse_if_known(pki, path, half=None):
-    """Raise when anything shows that ``path`` existed: its other ``half``, a minion's share of either, what is kept of them."""
+    """
+    Raise when anything shows that ``path`` existed: its other ``half``, a minion's share of either, what is kept of them.
+
+    Of a CA that was brought the master never had the key, so what equals a file in ``brought/`` shows nothing.
+    """
     found = [half] if half and os.path.exists(half) else []
+    is_authority = os.path.basename(os.path.dirname(path)) == "authorities"
     for one in filter(None, (path, half)):
-        found += _copies(pki, os.path.basename(one))
+        found += [copy for copy in _copies(pki, os.path.basename(one)) if not (is_authority and _is_brought(pki, copy))]
     if found:
         raise CommandExecutionError(
             f"{path} is lost (but {found[0]} exists). It is never made anew for a cluster that has it: restore it from a backup"
@@ -426,6 +432,13 @@ def _copies(pki, name):
         for one in dict.fromkeys((name, pki["files"].get(name, name))):
             found += sorted(glob.glob(f"{glob.escape(pki['directory'])}/{place}/{glob.escape(one)}"))
     return found
+
+
+def _is_brought(pki, path):
+    """Tell whether a file is the copy of one of its name in ``brought/``, or in a directory there."""
+    name, brought = glob.escape(os.path.basename(path)), glob.escape(f"{pki['directory']}/brought")
+    places = [*glob.iglob(f"{brought}/{name}"), *glob.iglob(f"{brought}/*/{name}")]
+    return any(_read(one) == _read(path) for one in places if os.path.isfile(one))
 
 
 def _how_to_restore(pki, path):
@@ -504,11 +517,14 @@ def _leaf_fault(pki, row):
         return "missing"
     if not os.path.exists(row["key"]):
         return "its key was missing"
-    certificate, authority = _certificate(row["path"]), _certificate(f"{pki['directory']}/authorities/{row['authority']}-ca.crt")
+    certificate, path = _certificate(row["path"]), f"{pki['directory']}/authorities/{row['authority']}-ca.crt"
     if _public(_key(row["key"])) != _public(certificate):
         return ANOTHER_KEY
+    if not os.path.exists(path):  # yet to be made, in a dry run
+        return ANOTHER_CA
+    authority = _certificate(path)
     if not _is_signed(certificate, authority):
-        return "the CA is another"
+        return ANOTHER_CA
     if other := _other_than_declared(certificate, row):
         return other
     left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.timezone.utc)

@@ -202,7 +202,7 @@ def not_accepted(components, others=None, drafts=None):
         salt 'controller-1' k8s_preflight.not_accepted '{}'
     """
     row = components.get("kube-apiserver") or next(iter(components.values()), None)
-    if row is None or "overlap" in row["ignore"] or not row["neighbours"] or not row["api"]:
+    if row is None or "overlap" in row["ignore"] or not row["api"]:
         return []
     if drafts is None:
         with _drafted(components) as drafts:
@@ -222,6 +222,8 @@ def not_accepted(components, others=None, drafts=None):
         )
         if found:
             return found
+    if not row["neighbours"]:
+        return []
     if others is None:
         others = __salt__["k8s_skew.neighbours"](row, drafts.get("kube-apiserver"))
     serving = [minion for minion, answer in others.items() if answer["serves"]]

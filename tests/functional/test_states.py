@@ -804,11 +804,70 @@ def test_a_cluster_of_which_all_is_brought_has_nothing_to_lose(node, pki):
 
 
 def test_brought_files_that_are_not_there_are_named(node, apply, testmode, pki, tmp_path):
-    external = {"etcd": {"managed": False, "servers": ["https://10.0.0.9:2379"]}}
-    ret = apply(testmode, node, "k8s_pki.managed", again=False, **pki(external))
+    ret = apply(testmode, node, "k8s_pki.managed", again=False, **pki(EXTERNAL))
     assert ret.result is False
     assert f"{tmp_path}/pki/brought/controller-1/apiserver-etcd-client.crt" in ret.comment
     assert "Put it there" in ret.comment
+
+
+EXTERNAL = {"etcd": {"managed": False, "servers": ["https://10.0.0.9:2379"]}}
+
+
+@pytest.fixture
+def bring(tmp_path, new_authority):
+    """A function: put what an external etcd needs into ``brought/``, of a new CA; return that CA."""
+
+    def done(place="brought"):
+        ca, top = new_authority("somebody-elses-etcd-ca"), tmp_path / "pki" / place
+        pair = ca.issue("kube-apiserver")
+        top.mkdir(parents=True, exist_ok=True)
+        for name, text in {
+            "etcd-ca.crt": ca.crt,
+            "apiserver-etcd-client.crt": pair.crt,
+            "apiserver-etcd-client.key": pair.key,
+        }.items():
+            (top / name).write_text(text)
+        return ca
+
+    return done
+
+
+@pytest.mark.parametrize("place", ["brought", "brought/controller-1"])
+def test_an_etcd_that_was_external_gets_a_ca_of_the_masters_and_gives_it_up_again(
+    node, apply, testmode, pki, bring, tmp_path, place
+):
+    share, ca = tmp_path / f"pki/hosts/controller-1/{PKI}", bring(place)
+    assert node.state("k8s_pki.managed", **pki(EXTERNAL)).result is True
+    ret = apply(testmode, node, "k8s_pki.managed", **pki())
+    assert ret.result is expected(testmode), ret.comment
+    assert str(tmp_path / "pki/authorities/etcd-ca.key") in ret.changes
+    assert ((share / "etcd-ca.crt").read_text() == ca.crt) is testmode
+    assert node.state("k8s_pki.managed", **pki(EXTERNAL)).result is True
+    for name in ("etcd-ca.crt", "apiserver-etcd-client.crt", "apiserver-etcd-client.key"):
+        assert (share / name).read_text() == (tmp_path / "pki" / place / name).read_text()
+
+
+def test_a_ca_that_is_in_no_place_of_what_was_brought_counts_as_lost(node, apply, testmode, pki, bring, tmp_path):
+    former = bring()
+    node.state("k8s_pki.managed", **pki(EXTERNAL))
+    bring()  # another one in its place, which is kept
+    node.state("k8s_pki.managed", **pki(EXTERNAL))
+    ret = apply(testmode, node, "k8s_pki.managed", again=False, **pki())
+    assert (ret.result, ret.changes) == (False, {})
+    assert "authorities/etcd-ca.key is lost (but " in ret.comment and "/kept/" in ret.comment
+    (tmp_path / "pki/brought/former").mkdir()
+    (tmp_path / "pki/brought/former/etcd-ca.crt").write_text(former.crt)
+    assert apply(testmode, node, "k8s_pki.managed", **pki()).result is expected(testmode)
+
+
+def test_a_key_that_was_brought_is_never_made_anew(node, apply, testmode, pki, tmp_path):
+    """What it encrypted is there: the same key has to go into its new place."""
+    (tmp_path / "pki/brought").mkdir(parents=True)
+    (tmp_path / "pki/brought/encryption-key1").write_text("c2VjcmV0LW9mLXRoZS1maXJzdC1rZXktMzItYnl0ZXM=")
+    node.state("k8s_pki.managed", **pki({"pki": {"encryption": {"managed": False}}}))
+    ret = apply(testmode, node, "k8s_pki.managed", again=False, **pki())
+    assert (ret.result, ret.changes) == (False, {})
+    assert "shared/encryption-key1 is lost (but " in ret.comment
 
 
 def test_nobody_else_can_read_the_masters_files(node, pki, tmp_path):

@@ -31,8 +31,8 @@ class Clients:
         minion.fake("k8s_health.api", self.get)
 
     def get(self, row, path, **_):
-        found = self.stored.get(path.rpartition("/")[0].rpartition("/")[2])
-        return {"status": 200 if found else 403, "body": json.dumps({"spec": found})}
+        found = self.stored.get("nodes" if "nodes" in path else path.rpartition("/")[0].rpartition("/")[2])
+        return {"status": 200 if found else 403, "body": json.dumps(found if "nodes" in path else {"spec": found})}
 
     def good(self, *layers, link="good"):
         for row in self.rows(*layers).values():
@@ -131,6 +131,76 @@ def test_the_key_that_signs_is_accepted_until_another_one_signs(clients, node, m
     assert clients.refused() == [], "and its third"
 
 
+# -- CAs --------------------------------------------------------------------------------------------------------------
+
+SIGNER_OFF = {"pki": {"authorities": {"signer": {"enabled": False}}}}
+
+
+def trusting(node, **texts):
+    node.opts["pillar"][PKI] |= {f"{name.replace('_', '-')}-ca.crt": text for name, text in texts.items()}
+
+
+def test_a_ca_that_vouches_for_clients_is_not_switched_off(clients):
+    assert clients.refused(SIGNER_OFF) == [], "a first rollout"
+    clients.good()
+    (line,) = clients.refused(SIGNER_OFF)
+    assert line.startswith("kubernetes_controller:pki (kube-apiserver): client-ca-file loses CN=signer-ca, serial ")
+    assert "kubelet-certificate-authority loses CN=signer-ca, " in line and "requestheader" not in line
+    assert "`salt-run k8s_rollout.rotate_ca NAME`" in line and "files:client-ca.crt:pki" in line
+    assert overrides([line]) == ["client-ca"]
+    assert clients.refused(SIGNER_OFF, ignore("client-ca")) == []
+
+
+def test_a_ca_that_is_switched_off_goes_on_to_be_trusted_by_the_way_that_the_refusal_names(clients, node, material):
+    clients.good()
+    node.opts["pillar"][PKI]["former-signer.crt"] = material["signer-ca.crt"]
+    row = {"pki": ["kubernetes-ca.crt", "former-signer.crt"]}
+    assert clients.refused(SIGNER_OFF, {"apiserver": {"files": {"client-ca.crt": row, "kubelet-ca.crt": row}}}) == []
+
+
+@pytest.mark.parametrize("name", ["kubernetes", "signer", "front-proxy"])
+@pytest.mark.parametrize("subject", ["another", "of the same name"])
+def test_another_ca_is_refused_and_each_step_of_its_rotation_is_not(clients, node, material, new_authority, name, subject):
+    new = new_authority("another" if subject == "another" else f"{name}-ca").crt
+    old = material[f"{name}-ca.crt"]
+    clients.good()
+    trusting(node, **{name: new})
+    assert overrides(clients.refused()) == ["client-ca"]
+    assert clients.refused(ignore("client-ca")) == []
+    for text in (old + new, new + old):  # trust and sign
+        trusting(node, **{name: text})
+        assert clients.refused() == []
+        clients.good()
+    trusting(node, **{name: new})  # drop
+    assert overrides(clients.refused()) == ["client-ca"] * (subject == "another")
+
+
+def test_a_cluster_of_one_is_as_strict_with_its_ca(clients, node, new_authority):
+    alone = {"controllers": {"controller-2": None, "controller-3": None}}
+    clients.good(alone)
+    trusting(node, kubernetes=new_authority("kubernetes-ca").crt)
+    assert overrides(clients.refused(alone)) == ["client-ca"]
+
+
+def test_a_ca_that_has_expired_may_go_and_takes_nobodys_place(clients, node, material, new_authority):
+    expired = new_authority("kubernetes-ca", days=(-9, -1))
+    trusting(node, kubernetes=material["kubernetes-ca.crt"] + expired.crt)
+    clients.good()
+    trusting(node, kubernetes=material["kubernetes-ca.crt"])
+    assert clients.refused() == []
+    trusting(node, kubernetes=expired.crt)
+    assert overrides(clients.refused()) == ["client-ca"]
+    trusting(node, kubernetes="garbage", signer="garbage")
+    assert clients.refused() == [], "which is told by itself"
+
+
+def test_no_ca_at_all_is_a_loss_but_for_kubelets(clients):
+    clients.good()
+    (line,) = clients.refused(api(client_ca_file=None))
+    assert "client-ca-file loses CN=kubernetes-ca, serial " in line and " and CN=signer-ca, serial " in line
+    assert clients.refused(api(kubelet_certificate_authority=None)) == []
+
+
 # -- ranges -----------------------------------------------------------------------------------------------------------
 
 
@@ -197,6 +267,34 @@ def test_a_pod_range_that_is_not_handed_out_may_change(clients):
     assert clients.refused(ranges(pods="10.201.0.0/16"), name=C) == []
     clients.good()
     assert clients.refused(off, ranges(pods="10.201.0.0/16"), name=C) == []
+
+
+def test_a_pod_range_that_is_handed_out_again_is_the_one_that_nodes_have(clients):
+    """In two rollouts: nothing is handed out, and then another range."""
+    clients.good({"controller_manager": {"settings": {"allocate-node-cidrs": False}}})
+    moved = ranges(pods="10.77.0.0/16")
+    assert clients.refused(moved, name=C) == [], "the API server cannot be asked"
+    spec = [{}, {"podCIDRs": ["10.200.1.0/24"]}, {"podCIDRs": ["10.200.2.0/24"]}]
+    clients.stored["nodes"] = {"items": [{"metadata": {"name": f"worker-{n}"}, "spec": one} for n, one in enumerate(spec)]}
+    (line,) = clients.refused(moved, name=C)
+    assert "10.77.0.0/16 is declared, 10.200.1.0/24 is what node worker-1 has, and is not within it." in line
+    assert overrides([line]) == ["pod-cidr"]
+    assert clients.refused(moved, ignore("pod-cidr"), name=C) == []
+    assert clients.refused(name=C) == clients.refused(ranges(pods="10.200.0.0/15"), name=C) == []
+
+
+# -- the port ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_port_that_clients_ask_at_is_not_left(clients):
+    layer = {"apiserver": {"port": 7443}}
+    assert clients.refused(layer) == [], "a first rollout"
+    clients.good()
+    (line,) = clients.refused(layer)
+    assert line.startswith("kubernetes_controller:apiserver:port: 7443 is declared, 6443 is live: nothing would listen there")
+    assert "load balancer (kubernetes_controller:endpoint) that has both ports" in line
+    assert overrides([line]) == ["api-port"]
+    assert clients.refused(layer, ignore("api-port")) == []
 
 
 # -- names in the certificate -----------------------------------------------------------------------------------------

@@ -103,6 +103,71 @@ def test_a_hash_that_is_not_known_is_no_difference(faults):
     assert faults(heard([member(1), member(2), member(3)], answer(1), answer(2, hash=None), answer(3))) == []
 
 
+def look(*places):
+    """Where voting members stand: (number, revision, applied)."""
+    return {
+        f"https://10.8.0.10{number}:2379": {"member": f"{number}" * 4, "revision": revision, "applied": applied}
+        for number, revision, applied in places
+    }
+
+
+AGREED = look((1, 50, 90), (2, 50, 90), (3, 50, 90))
+AHEAD = look((1, 51, 90), (2, 50, 90), (3, 50, 90))
+LATER = look((1, 81, 120), (2, 80, 120), (3, 79, 119))
+BUSY = look((1, 52, 92), (2, 51, 91), (3, 50, 90))
+
+
+@pytest.mark.parametrize(
+    ("looks", "fault", "again"),
+    [
+        ([AGREED], False, False),
+        ([BUSY], False, False),
+        ([AHEAD], False, True),
+        ([AHEAD, AGREED], False, False),
+        ([AHEAD, BUSY], False, False),
+        ([AHEAD, LATER], True, False),
+        ([AHEAD, look((1, 50, 91), (2, 51, 91), (3, 50, 90))], False, True),
+        ([AGREED, AHEAD, AHEAD], True, False),
+        ([look((1, 51, 0), (2, 50, 0))] * 2, False, False),
+        ([{**look((1, 51, 90)), "https://127.0.0.1:2379": {"member": "1111", "revision": 50, "applied": 90}}] * 2, False, False),
+    ],
+    ids=[
+        "the same", "busy", "seen once", "then the same", "then busy", "seen twice", "then the other way round",
+        "twice in a row", "not told", "one member at two URLs",
+    ],
+)  # fmt: skip
+def test_members_that_applied_the_same_log_have_the_same_revision(modules, looks, fault, again):
+    found = modules["k8s_membership.data_faults"]({**ALL, "looks": looks})
+    assert bool(found) is fault
+    assert all("made different data of the same entries" in said and "Change nothing" in said for said in found)
+    assert modules["k8s_membership.is_open"](ALL["asked"], looks) is again
+
+
+@pytest.mark.parametrize("change", [{"hash": "g"}, {"cluster": "other", "hash": None, "compacted": True, "revision": 60}])
+def test_what_is_decided_needs_no_second_look(modules, change):
+    asked = answer(1, **change) | answer(2, compacted=False, revision=50)
+    assert modules["k8s_membership.is_open"](asked, [AHEAD]) is False
+    assert modules["k8s_membership.unwell"](CONTROLLERS, {"members": [member(1), member(2)], "asked": asked}) == []
+
+
+FURTHER = {"hash": None, "compacted": True, "revision": 1409}
+BEHIND = {"hash": None, "compacted": False, "revision": 434}
+
+
+def test_what_could_not_be_compared_is_told_and_may_pass(modules, faults):
+    members = [member(1), member(2), member(3)]
+    found = heard(members, answer(1, **FURTHER), answer(2, **BEHIND), answer(3, **BEHIND))
+    (said,) = faults(found)
+    assert "could not be compared: https://10.8.0.101:2379 (revision 1409) compacted beyond what https://10.8.0.102:2379" in said
+    assert "catches up by itself. If this stays, they may hold different data. Change nothing" in said
+    assert modules["k8s_membership.data_faults"](found) == []
+    assert modules["k8s_membership.is_open"](found["asked"], [BUSY]) is True
+    ill = heard(members, answer(1, **FURTHER), answer(2, **FURTHER), answer(3, healthy=False, said="no leader", **BEHIND))
+    (said,) = faults(ill)
+    assert "controller-3 does not answer well" in said
+    assert modules["k8s_membership.is_open"](ill["asked"], [BUSY]) is False
+
+
 # -- the quorum of the members that there really are ------------------------------------------------------------------
 
 

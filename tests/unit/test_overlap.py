@@ -308,6 +308,17 @@ def test_a_signing_key_that_the_own_api_server_does_not_take_is_refused(cluster,
     assert "is not known to this node (controller-1) yet" in line
 
 
+def test_a_single_controller_is_asked_what_it_takes_itself(cluster, node, other_key, new_authority):
+    alone = {"controllers": {"controller-2": None, "controller-3": None}}
+    assert cluster.refusals(alone) == [], "a first rollout"
+    cluster.live(alone)
+    pair = new_authority("alien").issue("system:kube-scheduler")
+    alien = {"service-account.key": other_key[0], "apiserver-kubelet-client.crt": pair.crt, "scheduler.crt": pair.crt}
+    node.opts["pillar"][PKI] |= {**alien, "scheduler.key": pair.key}
+    (line,) = cluster.refusals(alone)
+    assert "is not known to this node (controller-1) yet" in line
+
+
 @pytest.mark.parametrize(
     ("authority", "certificates", "says"),
     [
