@@ -514,6 +514,7 @@ def _components(cfg, errors, defaults):
             "probe": _probe(declared["probe"], name, settings, files, home),
             "gate": cfg["rollout"]["gate"],
             "adopt": cfg["rollout"]["adopt"],
+            "found": cfg["rollout"]["found"],
             "drop_encryption_keys": cfg["rollout"]["drop_encryption_keys"],
             "api": _api_row(cfg),
             "etcd_managed": cfg["etcd"]["managed"],

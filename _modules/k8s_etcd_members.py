@@ -20,6 +20,9 @@ TIMEOUT_S = 3
 # Read by systemd at the first start of a member only, and gone after a reboot.
 FIRST_START = "/run/kubernetes-controller-first-start.env"
 ANSWERS, REFUSES, SILENT = "answers", "refuses", "is silent"
+# Of those that listen and tell nothing: they are not ready (as members are that wait for the others to found a cluster), they
+# end the connection with this node's identity, or they take it.
+WAITS, STRANGER, MUTE = "waits for the others", "does not know this node", "does not answer"
 
 
 def survey(row, directory=None, hashes=False):
@@ -38,7 +41,9 @@ def survey(row, directory=None, hashes=False):
     - ``members``: what etcd lists (list of dicts: ``id`` (hex), ``name``, ``peer_urls``, ``client_urls``, ``learner``,
       ``started``), None if no member could be asked
     - ``asked``: {URL: answer} of each declared controller and of each member. An answer has ``state`` (``answers``,
-      ``refuses``: the machine answers and the port is closed; ``is silent``), ``said`` (why there is no answer), and of one
+      ``refuses``: the machine answers and the port is closed; ``is silent``; ``waits for the others``: it listens and is not
+      ready; ``does not know this node``: one of them does not believe the other's certificate; ``does not answer``: it believes
+      it, and tells nothing), ``said`` (why there is no answer), and of one
       that answers ``cluster`` and ``member`` (hex), ``leads``, ``healthy`` (bool), ``revision`` (int), ``hash`` (str or None)
     - ``own``: this node's own URLs (list)
 
@@ -144,7 +149,8 @@ def refusals(row, directory=None):
     """
     found, there, once = None, has_data(row), __salt__["k8s_skew.override"]
     good = __salt__["k8s_generation.flags"](row["home"], link="good")
-    said = __salt__["k8s_membership.moved_data"](row, good, there, once("identity"))
+    unclaimed = __salt__["k8s_etcd_data.unclaimed"](row)
+    said = __salt__["k8s_membership.moved_data"](row, good, there, once("identity")) + ([unclaimed] if unclaimed else [])
     with contextlib.suppress(CommandExecutionError):
         found = survey(row, directory, hashes=bool(good))
     refusal = None if there or said else _first_start(row, found)["refusal"]
@@ -272,8 +278,12 @@ def allow_first_start(row, directory):
 
         salt 'controller-1' k8s_etcd_members.allow_first_start "$ROW" /var/lib/kubernetes-etcd/generations/3f9c0d1e2b3a4c5d
     """
-    if has_data(row):
+    unclaimed = __salt__["k8s_etcd_data.unclaimed"](row)
+    if unclaimed or has_data(row):
         forbid_first_start()
+    if unclaimed:
+        raise CommandExecutionError(unclaimed)
+    if has_data(row):
         return "data"
     found = None
     with contextlib.suppress(CommandExecutionError):  # without an identity nobody can be asked, and then nothing is founded
@@ -321,7 +331,7 @@ def _first_start(row, found):
     }
     mark = __salt__["k8s_cluster.mark"](row)
     remote = __opts__.get("file_client") == "remote"
-    return __salt__["k8s_membership.first_start"](me, mark, found, time.time(), has_master=remote)
+    return __salt__["k8s_membership.first_start"](me, mark, found, time.time(), has_master=remote, told=row["found"])
 
 
 def _faults(row, found):
@@ -350,14 +360,18 @@ def _ask(row, access, urls):
     with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:
         asked = dict(zip(urls, pool.map(_reach, urls), strict=True))
     there = [url for url, answer in asked.items() if answer["state"] == ANSWERS]
-    told = {one["Endpoint"]: one["Status"] for one in _tell(row, access, there, "endpoint", "status")} if there else {}
+    told = _statuses(row, access, there)
     for url in there:
         if url not in told:
-            asked[url] |= {"state": REFUSES, "said": "it is there, but has no answer yet"}
+            asked[url] |= _unheard(url, access)
+        if asked[url]["state"] == MUTE:  # it may have become ready just now
+            told |= _statuses(row, access, [url])
+        if url not in told:
             continue
         status = told[url]
         errors = [one for one in status.get("errors") or []]
         asked[url] |= {
+            "state": ANSWERS,
             "cluster": format(status["header"]["cluster_id"], "x"),
             "member": format(status["header"]["member_id"], "x"),
             "leads": status.get("leader") == status["header"]["member_id"],
@@ -367,6 +381,20 @@ def _ask(row, access, urls):
             "said": "; ".join(errors) or ("" if status.get("leader") else "it knows no leader"),
         }
     return asked
+
+
+def _statuses(row, access, urls):
+    """Return {URL: what etcd says of itself} of those that answer."""
+    return {one["Endpoint"]: one["Status"] for one in _tell(row, access, urls, "endpoint", "status")} if urls else {}
+
+
+def _unheard(url, access):
+    """Return the state of one that listens and gave no answer, and why."""
+    how, reason = __salt__["k8s_etcdctl.greeting"](url, access, TIMEOUT_S)
+    if how == "refused":
+        return {"state": STRANGER, "said": reason}
+    waits = {"state": WAITS, "said": "it is there, but has no answer yet"}
+    return waits if how == "none" else {"state": MUTE, "said": "it takes this node's certificate, and answers no question"}
 
 
 def _reach(url):
