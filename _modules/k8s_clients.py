@@ -107,18 +107,59 @@ def cut_off(row, directory):
 
         salt 'controller-1' k8s_clients.cut_off "$ROW" /run/staged
     """
-    before = _before(row)
-    if not before:
+    known = before(row)
+    if not known:
         return []
     after = __salt__["k8s_generation.staged_flags"](row, directory)
-    old, new = held({row["name"]: before}), held({row["name"]: after})
+    old, new = held({row["name"]: known}), held({row["name"]: after})
     if row["name"] != API:
         return refusals(old, new, row["ignore"]) + _taken_pods(row, old, new)
     services = old["service-cidr"]
     if not _is_extended(services, new["service-cidr"]):  # what is stored counts, not what a flag made of it
         old["service-cidr"] = _stored(row, RANGES, "cidrs") or services
-    found = refusals(old, new, row["ignore"]) + _lost_key(row, before, after) + _lost_authorities(row, before, after)
-    return found + _moved_port(row, before, after) + _lost_names(row, before, after, services)
+    found = refusals(old, new, row["ignore"]) + _lost_key(row, known, after) + _lost_authorities(row, known, after)
+    return found + _moved_port(row, known, after) + _lost_names(row, known, after, services)
+
+
+def before(row):
+    """
+    Return the flags (dict) by which clients know a component: the good generation's, or, where the operator said to adopt what
+    runs in its place, those of that process; {} for none.
+
+    row
+        A row of the configuration's ``components``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_clients.before "$ROW"
+    """
+    good = __salt__["k8s_generation.flags"](row["home"], link="good")
+    if good:
+        return __salt__["k8s_generation.staged_flags"]({**row, "settings": good}, os.path.join(row["home"], "good"))
+    return adopted(row)
+
+
+def adopted(row):
+    """
+    Return the flags (dict) of the process that is to be adopted; {} for none.
+
+    row
+        A row of the configuration's ``components``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_clients.adopted "$ROW"
+    """
+    if not row["adopt"] or row["name"] not in (API, MANAGER):
+        return {}
+    process = __salt__["k8s_component.process"](row["name"])
+    if os.path.basename(process["binary"] or "") != row["name"]:
+        return {}
+    return _parsed(_text(f"/proc/{process['pid']}/cmdline").split("\0")[1:])
 
 
 def others(components, drafts, records):
@@ -320,19 +361,6 @@ def _certificates(flags):
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
-
-
-def _before(row):
-    """Return the flags by which clients know a component: the good generation's, or of what is to be adopted."""
-    good = __salt__["k8s_generation.flags"](row["home"], link="good")
-    if good:
-        return __salt__["k8s_generation.staged_flags"]({**row, "settings": good}, os.path.join(row["home"], "good"))
-    if not row["adopt"] or row["name"] not in (API, MANAGER):
-        return {}
-    process = __salt__["k8s_component.process"](row["name"])
-    if os.path.basename(process["binary"] or "") != row["name"]:
-        return {}
-    return _parsed(_text(f"/proc/{process['pid']}/cmdline").split("\0")[1:])
 
 
 def _stored(row, path, key):

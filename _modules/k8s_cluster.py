@@ -16,7 +16,7 @@ from salt.exceptions import CommandExecutionError
 
 FILE = "cluster.json"
 FOUNDED, FOUNDING = "founded", "founding"
-RENEW_S = 600  # a permission to found that is older is given again, for as long as nobody has used it
+RENEW_S = 120  # a permission to found that is older is given again, for as long as nobody has used it
 
 
 def mark(row):

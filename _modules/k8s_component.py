@@ -79,6 +79,14 @@ def foreign(row):
         found = f"port {row['port']} is held by process {holder['pid']} ({holder['binary']})"
     else:
         return None
+    pid = unit["pid"] or holder["pid"]
+    place = __salt__["k8s_etcd_data.other_place"](row, pid) if row["name"] == "etcd" else None
+    if place:
+        return (
+            f"etcd: {found}, but not from this formula; it was not touched. Its data directory is {place}, and "
+            f"kubernetes_controller:etcd:data_dir is {row['settings'].get('data-dir', 'none')}, so another cluster would be "
+            f"founded in its place. Declare kubernetes_controller:etcd:data_dir: {place} first, and run this again."
+        )
     return (
         f"{row['name']}: {found}, but not from this formula; it was not touched. To hand it over, stop it yourself, or, where "
         f"it is the unit {row['name']}, let the formula replace it once with "

@@ -521,6 +521,7 @@ def _components(cfg, errors, defaults):
             "probe": _probe(declared["probe"], name, settings, files, home),
             "gate": cfg["rollout"]["gate"],
             "adopt": cfg["rollout"]["adopt"],
+            "found": cfg["rollout"]["found"],
             "drop_encryption_keys": cfg["rollout"]["drop_encryption_keys"],
             "api": _api_row(cfg),
             "etcd_managed": cfg["etcd"]["managed"],
@@ -613,6 +614,12 @@ def _parted(settings, words, key):
         for flag in ("force-new-cluster", "force-new-cluster-bump-amount")
         if key == "etcd" and settings.get(flag, "false") != "false"
     ]
+    if key == "etcd" and "config-file" in settings:  # etcd reads no flag and no variable beside it
+        destroys.append(
+            f"{PILLAR}:{key}:settings:config-file: with it etcd takes none of its flags from here, nor what keeps a member "
+            f"without data from founding an empty cluster. Write what is in that file as {PILLAR}:{key}:settings, and leave this "
+            "flag out."
+        )
     return destroys + [
         f"{PILLAR}:{key}:settings:{flag}: is not {words[word]}, by which all else goes. "
         f"Use {PILLAR}:{path} instead, and leave this flag out."

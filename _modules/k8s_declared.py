@@ -60,6 +60,9 @@ IGNORABLE = (
     *("issuers", "audiences", "service-account-key", "client-ca", "service-cidr", "pod-cidr", "api-port", "names"),
 )
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # of a file
+# Options of a unit that decide on a process's variables, and those that etcd reads.
+VARIABLES = ("Environment", "PassEnvironment", "UnsetEnvironment")
+ETCD_VARIABLE = re.compile(r"\bETCD_\w+")
 # What a value in a row of an open table has to be: in words, and the test for it.
 KINDS = {
     "anything": ("anything", lambda value: True),
@@ -291,7 +294,7 @@ def _faults(cfg, node):
     for name in cfg["rollout"]["ignore"]:
         if name not in IGNORABLE:
             faults.append(f"{PILLAR}:rollout:ignore: no such refusal as {_outline(name)}{nearest(name, IGNORABLE)}.")
-    faults += _place_faults(cfg) + _controller_faults(cfg) + _table_faults(cfg)
+    faults += _place_faults(cfg) + _controller_faults(cfg) + _table_faults(cfg) + _variable_faults(cfg)
     if not faults and node:
         faults += _node_faults(cfg, node)
     if not cfg["etcd"]["managed"] and not cfg["etcd"]["servers"]:
@@ -413,6 +416,29 @@ def _table_faults(cfg):
         if not named or not {"apiVersion", "kind"} <= set(document):
             faults.append(f"{PILLAR}:objects:{name}: expected an object with apiVersion, kind and metadata:name.")
     return faults + _encryption_faults(cfg["encryption"])
+
+
+def _variable_faults(cfg):
+    """Return a sentence for each option of etcd's unit that gives it variables by which a member without data could start."""
+    faults, common, own = [], cfg["unit"].get("Service"), cfg["etcd"]["unit"].get("Service")
+    if not cfg["etcd"]["managed"] or not isinstance(common, dict) or not isinstance(own, dict):
+        return []
+    for option, value in {**common, **own}.items():
+        here = f"{PILLAR}:{'etcd:' if option in own else ''}unit:Service:{option}"
+        texts = [str(part) for part in (value if isinstance(value, list) else [value])]
+        if option == "EnvironmentFile" and value is not None:
+            faults.append(
+                f"{here}: of etcd's variables only the formula has a file: one more would overrule what keeps a member without "
+                "data from founding an empty cluster. Write variables as Environment, flags of etcd as "
+                f"{PILLAR}:etcd:settings, and what is meant for another component below that one's own unit."
+            )
+        elif option in VARIABLES and any(ETCD_VARIABLE.search(text) for text in texts):
+            names = ", ".join(name for text in texts for name in ETCD_VARIABLE.findall(text))
+            faults.append(
+                f"{here}: {names}: a variable of etcd's would overrule what keeps a member without data from founding an empty "
+                f"cluster. Write it as a flag, in {PILLAR}:etcd:settings."
+            )
+    return faults
 
 
 def _file_faults(name, row, here, component):

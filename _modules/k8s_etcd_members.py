@@ -21,6 +21,9 @@ LOOKS = 3  # at data that could not be compared at once
 # Read by systemd at the first start of a member only, and gone after a reboot.
 FIRST_START = "/run/kubernetes-controller-first-start.env"
 ANSWERS, REFUSES, SILENT = "answers", "refuses", "is silent"
+# Of those that listen and tell nothing: they are not ready (as members are that wait for the others to found a cluster), they
+# end the connection with this node's identity, or they take it.
+WAITS, STRANGER, MUTE = "waits for the others", "does not know this node", "does not answer"
 
 
 def survey(row, directory=None, hashes=False):
@@ -40,9 +43,11 @@ def survey(row, directory=None, hashes=False):
     - ``members``: what etcd lists (list of dicts: ``id`` (hex), ``name``, ``peer_urls``, ``client_urls``, ``learner``,
       ``started``), None if no member could be asked
     - ``asked``: {URL: answer} of each declared controller and of each member. An answer has ``state`` (``answers``,
-      ``refuses``: the machine answers and the port is closed; ``is silent``), ``said`` (why there is no answer), and of one
-      that answers ``cluster`` and ``member`` (hex), ``leads``, ``healthy`` (bool), ``revision`` and ``applied`` (int: of the
-      data, of the log), ``hash`` (str or None), ``compacted`` (bool: beyond what another member has)
+      ``refuses``: the machine answers and the port is closed; ``is silent``; ``waits for the others``: it listens and is not
+      ready; ``does not know this node``: one of them does not believe the other's certificate; ``does not answer``: it believes
+      it, and tells nothing), ``said`` (why there is no answer), and of one that answers ``cluster`` and ``member`` (hex),
+      ``leads``, ``healthy`` (bool), ``revision`` and ``applied`` (int: of the data, of the log), ``hash`` (str or None),
+      ``compacted`` (bool: beyond what another member has)
     - ``own``: this node's own URLs (list)
     - ``looks``: where voting members stood, one look after another (list of {URL: ``member``, ``revision``, ``applied``})
 
@@ -147,7 +152,8 @@ def refusals(row, directory=None):
     """
     found, there, once = None, has_data(row), __salt__["k8s_skew.override"]
     good = __salt__["k8s_generation.flags"](row["home"], link="good")
-    said = __salt__["k8s_membership.moved_data"](row, good, there, once("identity"))
+    unclaimed = __salt__["k8s_etcd_data.unclaimed"](row)
+    said = __salt__["k8s_membership.moved_data"](row, good, there, once("identity")) + ([unclaimed] if unclaimed else [])
     with contextlib.suppress(CommandExecutionError):
         found = survey(row, directory, hashes=bool(good))
     refusal = None if there or said else _first_start(row, found)["refusal"]
@@ -275,8 +281,12 @@ def allow_first_start(row, directory):
 
         salt 'controller-1' k8s_etcd_members.allow_first_start "$ROW" /var/lib/kubernetes-etcd/generations/3f9c0d1e2b3a4c5d
     """
-    if has_data(row):
+    unclaimed = __salt__["k8s_etcd_data.unclaimed"](row)
+    if unclaimed or has_data(row):
         forbid_first_start()
+    if unclaimed:
+        raise CommandExecutionError(unclaimed)
+    if has_data(row):
         return "data"
     found = None
     with contextlib.suppress(CommandExecutionError):  # without an identity nobody can be asked, and then nothing is founded
@@ -324,7 +334,7 @@ def _first_start(row, found):
     }
     mark = __salt__["k8s_cluster.mark"](row)
     remote = __opts__.get("file_client") == "remote"
-    return __salt__["k8s_membership.first_start"](me, mark, found, time.time(), has_master=remote)
+    return __salt__["k8s_membership.first_start"](me, mark, found, time.time(), has_master=remote, told=row["found"])
 
 
 def _faults(row, found):
@@ -359,14 +369,18 @@ def _ask(row, access, urls):
 
 def _hear(row, access, asked, urls):
     """Write into the answers what the members at ``urls`` say of themselves now."""
-    told = {one["Endpoint"]: one["Status"] for one in _tell(row, access, urls, "endpoint", "status")} if urls else {}
+    told = _statuses(row, access, urls)
     for url in urls:
         if url not in told:
-            asked[url] |= {"state": REFUSES, "said": "it is there, but has no answer yet"}
+            asked[url] |= _unheard(url, access)
+        if asked[url]["state"] == MUTE:  # it may have become ready just now
+            told |= _statuses(row, access, [url])
+        if url not in told:
             continue
         status = told[url]
         errors = [one for one in status.get("errors") or []]
         asked[url] |= {
+            "state": ANSWERS,
             "cluster": format(status["header"]["cluster_id"], "x"),
             "member": format(status["header"]["member_id"], "x"),
             "leads": status.get("leader") == status["header"]["member_id"],
@@ -376,6 +390,20 @@ def _hear(row, access, asked, urls):
             "applied": status.get("raftAppliedIndex", 0),
             "said": "; ".join(errors) or ("" if status.get("leader") else "it knows no leader"),
         }
+
+
+def _statuses(row, access, urls):
+    """Return {URL: what etcd says of itself} of those that answer."""
+    return {one["Endpoint"]: one["Status"] for one in _tell(row, access, urls, "endpoint", "status")} if urls else {}
+
+
+def _unheard(url, access):
+    """Return the state of one that listens and gave no answer, and why."""
+    how, reason = __salt__["k8s_etcdctl.greeting"](url, access, TIMEOUT_S)
+    if how == "refused":
+        return {"state": STRANGER, "said": reason}
+    waits = {"state": WAITS, "said": "it is there, but has no answer yet"}
+    return waits if how == "none" else {"state": MUTE, "said": "it takes this node's certificate, and answers no question"}
 
 
 def _reach(url):

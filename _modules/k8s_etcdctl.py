@@ -224,6 +224,45 @@ def closed(server):
     return None
 
 
+def greeting(server, access, timeout_s=1):
+    """
+    Return how a member takes this node's identity, and why: ``("refused", reason)`` if one of them does not believe the other's
+    certificate or it is no TLS, ``("taken", "")``, or ``("none", reason)`` without an answer (a member that is not ready listens,
+    and says nothing).
+
+    server
+        The URL of a member.
+    access
+        What ``environment`` or ``whole`` returned.
+    timeout_s
+        How long to wait for each answer, in seconds (default 1).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_etcdctl.greeting https://10.8.0.102:2379 "$ENVIRONMENT"
+    """
+    where, greeted = urllib.parse.urlsplit(server), False
+    try:
+        context = ssl.create_default_context(cafile=access["ETCDCTL_CACERT"])
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # brought CAs often lack the extensions that it asks for
+        context.load_cert_chain(access["ETCDCTL_CERT"], access["ETCDCTL_KEY"])
+        raw = socket.create_connection((where.hostname, where.port or 2379), timeout=timeout_s)
+        with raw, context.wrap_socket(raw, server_hostname=where.hostname) as one:
+            greeted = True
+            one.recv(1)  # with TLS 1.3 a certificate is refused after the handshake
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as exc:
+        return "none", str(exc)
+    except ssl.SSLError as exc:
+        return "refused", f"{(exc.reason or str(exc)).replace('_', ' ').lower()} (TLS)"
+    except TimeoutError as exc:
+        return ("taken", "") if greeted else ("none", str(exc))
+    except (OSError, ValueError) as exc:
+        return "none", str(exc)
+    return "taken", ""
+
+
 def must_answer():
     """
     Return the sentence (str) for whoever must ask etcd before going on and got no answer: how to make it answer.
@@ -336,19 +375,8 @@ def _trouble(row, server, access):
 
 def _alert(server, access):
     """Return the TLS alert with which etcd ends a connection, or None; etcdctl often writes too soon to see it."""
-    where = urllib.parse.urlsplit(server)
-    try:
-        context = ssl.create_default_context(cafile=access["ETCDCTL_CACERT"])
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # brought CAs often lack the extensions that it asks for
-        context.load_cert_chain(access["ETCDCTL_CERT"], access["ETCDCTL_KEY"])
-        raw = socket.create_connection((where.hostname, where.port or 2379), timeout=1)
-        with raw, context.wrap_socket(raw, server_hostname=where.hostname) as one:
-            one.recv(1)
-    except ssl.SSLError as exc:
-        return f"{(exc.reason or str(exc)).replace('_', ' ').lower()} (TLS)"
-    except OSError:
-        pass
-    return None
+    how, reason = greeting(server, access)
+    return reason if how == "refused" else None
 
 
 def _plain(text):

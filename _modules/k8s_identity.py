@@ -127,9 +127,14 @@ def refusals(changing, drafts):
     row = changing.get("kube-apiserver")
     if not row or "identity" in row["ignore"]:
         return []
-    live = __salt__["k8s_generation.flags"](row["home"])
-    known = remembered(row) or ({**_ask_etcd(row), **served(row)} if live else {})
-    said = judged(known, _ask_etcd(row, drafts[row["name"]]), live, row["settings"])
+    live, declared = __salt__["k8s_generation.flags"](row["home"]), _ask_etcd(row, drafts[row["name"]])
+    adopted = {} if live else __salt__["k8s_clients.adopted"](row)
+    if adopted:
+        known = _ask(row, _access(adopted), adopted.get("etcd-prefix", PREFIX))
+        said = judged(known, declared, adopted, row["settings"]) or unlike(known, declared, adopted, row["settings"])
+    else:
+        known = remembered(row) or ({**_ask_etcd(row), **served(row)} if live else {})
+        said = judged(known, declared, live, row["settings"])
     return [f"{one} {__salt__['k8s_skew.override']('identity')}" for one in said]
 
 
@@ -160,11 +165,10 @@ def judged(known, declared, live, settings):
             f"kubernetes_controller:etcd:servers: the declared servers are of {len(declared['clusters'])} etcd clusters (ids "
             f"{', '.join(declared['clusters'])}), so each request would be answered by one or the other. {LOST}"
         )
-    elif known.get("kube_system") and declared.get("empty"):
+    elif declared.get("empty") and (known.get("kube_system") or known.get("empty") is False):
         found.append(
             f"{key}: {what}: there is no namespace kube-system, so this is not the data of the cluster, whose kube-system has "
-            "the "
-            f"UID {known['kube_system']}. {LOST} Lead the API server to the data of this cluster."
+            f"the UID {known.get('kube_system') or 'that is encrypted'}. {LOST} Lead the API server to the data of this cluster."
         )
     elif not same(known, declared):
         found.append(
@@ -179,6 +183,36 @@ def judged(known, declared, live, settings):
             "what "
             "is stored of these resources stays where it is, and clients would not find it any more. Copy it first."
         )
+    return found
+
+
+def unlike(known, declared, process, settings):
+    """
+    Compare the flags of an API server that is to be adopted with the declared ones, where its data or the declared ones could
+    not be asked (list of sentences). Plain function.
+
+    known, declared, settings
+        See ``judged``.
+    process
+        Flags (dict) of the process to be adopted.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_identity.unlike '{}' '{}' '{"etcd-prefix": "/registry2"}' '{}'
+    """
+    if known and declared:
+        return []
+    found, keys = [], {"etcd-prefix": "apiserver:settings:etcd-prefix", "etcd-servers": "etcd:servers"}
+    for flag, key in keys.items():
+        old, new = (_places(flags, flag) for flags in (process, settings))
+        if old != new:
+            found.append(
+                f"kubernetes_controller:{key}: {', '.join(sorted(new)) or 'none'} (the process to be adopted has "
+                f"{', '.join(sorted(old)) or 'none'}), and etcd could not be asked whether these are the same data. {LOST} "
+                "Declare what it has."
+            )
     return found
 
 
@@ -239,14 +273,40 @@ def _prefix(row, directory=None):
     return flags.get("etcd-prefix", PREFIX)
 
 
+def _places(flags, flag):
+    """Return the servers (set) that flags name, or the prefix."""
+    if flag == "etcd-prefix":
+        return {"/" + flags.get(flag, PREFIX).strip("/")}
+    given = flags.get(flag, "")
+    given = given if isinstance(given, list) else [given]
+    return {one.strip().rstrip("/") for text in given for one in text.split(",") if one.strip()}
+
+
+def _access(flags):
+    """Return the environment in which etcdctl asks what an API server with ``flags`` asks."""
+    names = ("etcd-cafile", "etcd-certfile", "etcd-keyfile")
+    files = dict(zip(("ETCDCTL_CACERT", "ETCDCTL_CERT", "ETCDCTL_KEY"), (flags.get(name) for name in names), strict=True))
+    servers = ",".join(sorted(_places(flags, "etcd-servers")))
+    return {
+        "PATH": os.environ.get("PATH", ""),
+        "ETCDCTL_ENDPOINTS": servers,
+        **{key: file for key, file in files.items() if file},
+    }
+
+
 def _ask_etcd(row, directory=None):
-    """Ask etcd for its cluster ids, and for the namespace kube-system as it is stored; {} without an answer."""
+    """Ask etcd, as a generation of this node does, for its cluster ids and the namespace kube-system (see ``_ask``)."""
     try:
         access = __salt__["k8s_etcdctl.environment"](row, directory)
     except CommandExecutionError:
         return {}
-    arguments = ["get", f"{_prefix(row, directory).rstrip('/')}{NAMESPACE}", "--consistency=s", "--write-out=json"]
-    told = []
+    return _ask(row, access, _prefix(row, directory))
+
+
+def _ask(row, access, prefix):
+    """Ask etcd for its cluster ids, and for the namespace kube-system as it is stored; {} without an answer."""
+    above = f"/{prefix.strip('/')}" if prefix.strip("/") else ""
+    arguments, told = ["get", f"{above}{NAMESPACE}", "--consistency=s", "--write-out=json"], []
     for server in access["ETCDCTL_ENDPOINTS"].split(","):
         try:
             if not __salt__["k8s_etcdctl.closed"](server):

@@ -4,9 +4,14 @@ What the members of etcd should be: decisions on what ``k8s_etcd_members`` has h
 A controller is a member if a member has its peer address: etcd gives a member that was added no name before it starts.
 """
 
+import posixpath
 import urllib.parse
 
-FOUNDING_S = 3600  # so long after the master allowed it may members without data found a cluster
+FOUNDING_S = 900  # so long after the master allowed it may members without data found a cluster
+# What is heard at a controller where no cluster can be: nothing listens, or etcd waits there for the others to found it, too.
+NOBODY, WAITS = "refuses", "waits for the others"
+STRANGE = ("answers", "does not know this node", "does not answer")  # where one can be, if no member lists the others
+ONCE = 'pillar=\'{"kubernetes_controller": {"rollout": {"found": true}}}\''
 PAGE = 'docs/operations.md, "Members of etcd by hand"'
 RESTORE = 'docs/operations.md, "Restore etcd from a snapshot by hand"'
 DIFFER = 'Change nothing, and keep a copy of each data directory (docs/operations.md, "The members of etcd differ").'
@@ -168,7 +173,40 @@ def quorum_faults(found, address):
     ]
 
 
-def first_start(me, mark, found, now, has_master=True):
+def unclaimed(declared, found, adopt):
+    """
+    Return why a cluster is not founded in the place of data of a member that this formula did not make (a sentence), or None.
+
+    declared
+        The declared data directory.
+    found
+        {"there": whether it has data, "foreign": another directory with data, which an etcd has that the formula did not
+        start (None for none), "runs": whether that etcd runs, "beside": directories with data that nothing names (list)}.
+    adopt
+        Whether the operator said to adopt what is there.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_membership.unclaimed /var/lib/etcd '{"there": true, "foreign": null, "beside": []}' false
+    """
+    if found["foreign"] and (found["runs"] or not found["there"]):
+        places = [found["foreign"]]
+    elif found["there"]:
+        places = [] if adopt else [declared]
+    else:
+        places = found["beside"]
+    if not places:
+        return None
+    return (
+        f"etcd: data of a member of etcd that this formula did not make lie in {', '.join(places)}. If they are this cluster's, "
+        f"say so: kubernetes_controller:etcd:data_dir: {places[0]} and kubernetes_controller:rollout:adopt: true once; otherwise "
+        f"move them away, out of {posixpath.dirname(declared)}, or choose a data_dir in a directory of its own."
+    )
+
+
+def first_start(me, mark, found, now, has_master=True, told=False):
     """
     Decide how a member without data may start.
 
@@ -183,6 +221,8 @@ def first_start(me, mark, found, now, has_master=True):
         Seconds since the epoch.
     has_master
         False: without a master there is no mark, and the other declared controllers are asked alone (default True).
+    told
+        Whether the operator said that there is no cluster yet (``rollout:found``), which counts without a master only.
 
     Returns ``refusal`` (a sentence, or None), ``state`` (``new`` or ``existing``) and ``initial_cluster``.
 
@@ -215,13 +255,33 @@ def first_start(me, mark, found, now, has_master=True):
             f"{nothing}and the cluster is being founded by {', '.join(mark.get('controllers', []))} without it. Run "
             "`salt-run k8s_rollout.deploy`, which asks all controllers first."
         )
-    if has_master and now - mark.get("at", 0) > FOUNDING_S:
+    if has_master and abs(now - mark.get("at", 0)) > FOUNDING_S:
         return _no(
-            f"{nothing}and the master allowed to found the cluster more than {FOUNDING_S // 60} minutes ago "
-            f"({mark.get('since', '?')}), so it may exist by now. On the master: {MAKE_PKI}, which asks all controllers, and "
-            "then again."
+            f"{nothing}and the clock of this node is more than {FOUNDING_S // 60} minutes away from the moment at which the "
+            f"master allowed to found the cluster ({mark.get('since', '?')}), so it may exist by now. On the master: {MAKE_PKI}, "
+            "which asks all controllers, and then again. If the clocks of master and node differ, set them right first."
         )
-    silent = [minion for minion, address in others.items() if _state(address, found) not in ("answers", "refuses")]
+    if not has_master and not told:
+        return _no(
+            f"{nothing}and without a master nobody knows whether this cluster exists: that no member answers is no proof, as the "
+            "one that has its data may be stopped. If it never existed (no controller, stopped ones included, has data of it), "
+            f"say so once, on all controllers at once: {ONCE}. If it exists, start etcd where the data are; if they are lost for "
+            f"good, restore a snapshot ({RESTORE})."
+        )
+    founders = mark.get("controllers", []) if has_master else me["controllers"]
+    strange = {
+        minion: address
+        for minion, address in me["controllers"].items()
+        if (state := _state(address, found)) in STRANGE or state == WAITS and minion not in founders
+    }
+    if strange:
+        return _no(
+            f"{nothing}and something on {', '.join(strange)} listens at etcd's port and tells this node nothing"
+            f"{_silence(strange, found)}, so it may be a cluster that exists. Nothing is founded beside it. If it is this one, "
+            "let it answer: declare the CAs that it knows (kubernetes_controller:pki), and adopt it (docs/operations.md, "
+            '"Adopting what already runs"). Otherwise stop it, and move its data away.'
+        )
+    silent = [minion for minion, address in others.items() if _state(address, found) not in (NOBODY, WAITS)]
     if silent:
         return _no(
             f"{nothing}and {', '.join(silent)} cannot be reached{_silence(others, found)}, so it is not known whether this "

@@ -32,6 +32,8 @@ def known(name, cfg):
     try:
         found = __salt__["k8s_cluster.learned"](cfg)
         written = __salt__["k8s_cluster.write"](cfg["pki"], found)
+        if written:
+            __salt__["k8s_controllers.forget"](list(cfg["controllers"]))  # or they are told "founding" for as long as it is kept
     except (CommandExecutionError, OSError) as exc:
         return ret | {
             "result": False,

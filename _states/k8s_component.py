@@ -106,8 +106,7 @@ def _change(component, changes):
     if _is_the_operators(component, changes):
         return _leave_it_to_the_operator(component, changes, "is")
     _snapshot(component, changes)
-    _join(component, generation)
-    with _turn(component, changes, generation) as turn:
+    with _join(component, generation), _turn(component, changes, generation) as turn:
         answer = _exchange(component, changes, generation)
         if not answer["ok"]:
             raise CommandExecutionError(_go_back(component, generation, changes, answer, before, turn))
@@ -293,13 +292,23 @@ def _snapshot(component, changes):
         __salt__["k8s_snapshot.keep"](component, f"{component['name']}-{component['release']}")
 
 
+@contextlib.contextmanager
 def _join(component, generation):
-    """Let a member of etcd without data join the cluster, or found it with all others; raise if it must not start at all."""
+    """
+    Let a member of etcd without data join the cluster, or found it with all others; raise if it must not start at all.
+
+    It may for as long as this change takes, whatever its end is.
+    """
     if component["name"] != "etcd":
+        yield
         return
-    how = __salt__["k8s_etcd_members.allow_first_start"](component, f"{component['home']}/generations/{generation}")
-    if how != "data":
-        _begin(component, "join", {"join": "the members that are there", "found": "all controllers found the cluster"}[how])
+    try:
+        how = __salt__["k8s_etcd_members.allow_first_start"](component, f"{component['home']}/generations/{generation}")
+        if how != "data":
+            _begin(component, "join", {"join": "the members that are there", "found": "all controllers found the cluster"}[how])
+        yield
+    finally:
+        __salt__["k8s_etcd_members.forbid_first_start"]()
 
 
 @contextlib.contextmanager
@@ -441,8 +450,6 @@ def _put_back(component, good, since):
 def _remember(component):
     """Only a passed gate moves ``good``."""
     _begin(component, "remember")
-    if component["name"] == "etcd":
-        __salt__["k8s_etcd_members.forbid_first_start"]()
     live = __salt__["k8s_generation.links"](component["home"])["live"]
     __salt__["k8s_generation.promote"](component["home"], live, link="good")
     __salt__["k8s_generation.prune"](component["home"], component["keep_generations"])

@@ -225,6 +225,29 @@ def test_a_test_run_does_not_fail_for_what_waits_for_its_api_server(scheduler, t
     assert ret.comment.startswith("kube-scheduler is as declared but does not serve: /healthz said 500 [-]informer-sync")
 
 
+@pytest.mark.parametrize("sick", [None, "no leader"])
+def test_a_member_may_found_a_cluster_for_as_long_as_its_change_takes(node, rows, sick, tmp_path, monkeypatch):
+    """A failed gate left the permission behind: until the next boot, whatever emptied the directory founded a cluster."""
+    row = rows({"controllers": {"controller-2": None, "controller-3": None}})["etcd"]
+    for name, answer in (
+        *(("k8s_etcd_data.unclaimed", None), ("k8s_identity.differs", None), ("k8s_identity.remember", {})),
+        *(("k8s_rehearsal.needed", False), ("k8s_owners.belong", {})),
+        ("k8s_membership.first_start", {"refusal": None, "state": "new", "initial_cluster": "ALL"}),
+    ):
+        node.fake(name, return_value=answer)
+    module = node.modules.pack["__salt__"]["k8s_etcd_members.allow_first_start"].func.__globals__
+    file = tmp_path / "first-start.env"
+    monkeypatch.setitem(module, "FIRST_START", str(file))
+    monkeypatch.setitem(module, "survey", lambda row, directory=None: {"members": None, "asked": {}, "own": []})
+    systemd, seen = Systemd(node, row), []
+    node.fake("k8s_component.restart", side_effect=lambda name: seen.append(file.read_text()) or systemd.restart(name))
+    systemd.sick = sick
+    ret = node.state(STATE, "etcd", component=row)
+    assert ret.result is (sick is None), ret.comment
+    assert "ETCD_INITIAL_CLUSTER_STATE=new\n" in seen[0]
+    assert not file.exists()
+
+
 @pytest.mark.parametrize("stopped", [[], ["https://10.8.0.103:2379"]], ids=["others serve", "another one is stopped"])
 def test_a_member_of_etcd_waits_only_for_one_that_does_not_run(node, rows, stopped, monkeypatch):
     module = node.compiler.states[STATE].func.__globals__

@@ -350,6 +350,7 @@ def nothing_foreign(node):
     node.fake("k8s_host.ports", return_value=[])
     node.fake("k8s_skew.neighbours", return_value={})
     node.fake("k8s_preflight.etcd", return_value=[])
+    node.fake("k8s_etcd_members.refusals", return_value=[])
 
 
 def test_a_node_whose_declaration_fits_passes(node, apply, testmode, rows):

@@ -408,7 +408,8 @@ def records(clients, node):
     etcd = {}
     node.fake("k8s_etcdctl.get", side_effect=lambda row, prefix, directory=None: etcd)
     node.fake("k8s_skew.neighbours", return_value=OTHERS)
-    for name in ("k8s_host.ports", "k8s_host.disk", "k8s_preflight.etcd", "k8s_preflight.not_accepted"):
+    of_others = ("k8s_preflight.etcd", "k8s_preflight.not_accepted", "k8s_etcd_members.refusals")
+    for name in ("k8s_host.ports", "k8s_host.disk", *of_others):
         node.fake(name, return_value=[])
     node.fake("k8s_skew.clock_refusals", return_value=[])
     node.fake("k8s_skew.version_refusals", return_value=[])

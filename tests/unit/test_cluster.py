@@ -98,3 +98,14 @@ def test_a_master_that_lost_its_directory_is_told_what_shows_that_the_cluster_is
     assert there({"a": False, "b": False}, "/live") == ""
     assert there({"a": True, "b": None}, "/live") == "kube-apiserver of this formula is live on a (/live), and b did not answer"
     assert there({"a": False, "b": None}, "/live").startswith("b did not answer whether kube-apiserver is live there")
+
+
+@pytest.mark.parametrize("written", [["/pki/cluster.json"], []], ids=["new", "as it was"])
+def test_who_is_told_that_the_cluster_exists_gets_it_from_no_cache(node, written):
+    cfg = {"pki": {"directory": "/pki"}, "controllers": dict.fromkeys(NODES, "10.8.0.1")}
+    node.fake("k8s_cluster.settled", return_value=False)
+    node.fake("k8s_cluster.learned", return_value=FOUNDED)
+    node.fake("k8s_cluster.write", return_value=written)
+    forget = node.fake("k8s_controllers.forget", return_value=True)
+    assert node.state("k8s_cluster.known", "/pki", cfg=cfg).result is True
+    assert [call.args for call in forget.call_args_list] == [(NODES,)] * bool(written)

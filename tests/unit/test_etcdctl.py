@@ -1,6 +1,9 @@
 """What etcdctl is asked, and what is made of its answers."""
 
 import json
+import socket
+import ssl
+import threading
 
 import pytest
 
@@ -89,3 +92,75 @@ def test_a_member_that_does_not_answer_hands_nothing_over(node, rows, tmp_path):
 def test_where_there_is_no_member_none_leads(node, found):
     node.fake("k8s_config.load", return_value=found)
     assert node.modules["k8s_etcdctl.leads"]() is False
+
+
+# -- who listens at a URL ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listener(tmp_path, authorities, new_authority):
+    """Return a function: let one listen who believes a CA and has a certificate of one, or says this; its URL."""
+    ours, theirs, opened = authorities["etcd"], new_authority("theirs"), []
+
+    def serve(server, trusts, certificate, says):
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            if says is not None:
+                connection.sendall(says)
+                opened.append(connection)
+                continue
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            context.load_verify_locations(cadata=trusts.crt)
+            context.verify_mode = ssl.CERT_REQUIRED
+            try:
+                opened.append(context.wrap_socket(connection, server_side=True))
+            except OSError:
+                continue
+
+    def pair(authority, name):
+        made = authority.issue(name, ("serverAuth", "clientAuth"), ["127.0.0.1"])
+        files = tmp_path / f"{name}.crt", tmp_path / f"{name}.key"
+        for file, text in zip(files, (made.crt, made.key), strict=True):
+            file.write_text(text)
+        return files
+
+    def listen(trusts="ours", has="ours", says=None, accepts=True):
+        known = {"ours": ours, "theirs": theirs}
+        server = socket.create_server(("127.0.0.1", 0))
+        opened.append(server)
+        if accepts:
+            given = (server, known[trusts], pair(known[has], "server"), says)
+            threading.Thread(target=serve, args=given, daemon=True).start()
+        (tmp_path / "ca.crt").write_text(ours.crt)
+        names = ("ETCDCTL_CERT", "ETCDCTL_KEY")
+        access = {"ETCDCTL_CACERT": tmp_path / "ca.crt", **dict(zip(names, pair(ours, "client"), strict=True))}
+        return f"https://127.0.0.1:{server.getsockname()[1]}", access
+
+    yield listen
+    for one in opened:
+        one.close()
+
+
+@pytest.mark.parametrize(
+    ("who", "how"),
+    [
+        ({}, "taken"),
+        ({"trusts": "theirs"}, "refused"),
+        ({"has": "theirs"}, "refused"),
+        ({"says": b"HTTP/1.0 400 Bad Request\r\n\r\n"}, "refused"),
+        ({"accepts": False}, "none"),
+    ],
+    ids=["ours", "who does not know our CA", "whose CA we do not know", "no TLS", "who is not ready"],
+)
+def test_who_refuses_an_identity_is_told_from_who_is_not_ready(node, rows, monkeypatch, listener, who, how):
+    """Members that wait for the others to found a cluster listen and say nothing, not even a handshake."""
+    url, access = listener(**who)
+    assert node.modules["k8s_etcdctl.greeting"](url, access, 0.5)[0] == how
+    module = node.modules["k8s_etcd_members.survey"].func.__globals__
+    monkeypatch.setitem(module, "TIMEOUT_S", 0.5)
+    state = {"taken": "does not answer", "refused": "does not know this node", "none": "waits for the others"}[how]
+    assert node.modules.run(module["_ask"], {**rows()["etcd"], "etcdctl": "/none"}, access, [url])[url]["state"] == state

@@ -1,5 +1,12 @@
 """Whose data a generation serves: promise 12."""
 
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
 
 KNOWN = {"kube_system": "uid-1", "etcd_cluster": "c1"}
@@ -61,3 +68,78 @@ def test_what_is_not_known_on_both_sides_is_no_difference(modules):
     same = modules["k8s_identity.same"]
     assert same({}, KNOWN) and same(KNOWN, {}) and same({"etcd_cluster": "c1"}, {"kube_system": "uid-1"})
     assert not same(KNOWN, {"kube_system": "uid-2"})
+
+
+# -- an API server that is adopted -------------------------------------------------------------------------------------
+
+API = "kube-apiserver"
+UID = "0a3c4d5e-0000-4000-8000-00000000000{}"
+# What etcd has: {server: (cluster id, {prefix: number of the UID, or None for a namespace that is encrypted})}.
+OLD, NEW = "https://10.9.9.9:2379", "https://10.8.0.9:2379"
+SAME = {OLD: (1, {"/registry": 1}), NEW: (1, {"/registry": 1})}
+
+
+@pytest.fixture
+def adopted(node, rows, tmp_path):
+    """Return a function: what is refused where a process with these flags is to be adopted, and etcd has this."""
+
+    def refused(stored, *words, settings=None, ignore=()):
+        binary = tmp_path / API
+        shutil.copy(os.path.realpath(sys.executable), binary)
+
+        def run(row, arguments, access, partly=False):
+            cluster, data = stored[access["ETCDCTL_ENDPOINTS"]]
+            prefix = arguments[1].removesuffix("/namespaces/kube-system")
+            said = {"header": {"cluster_id": cluster, "member_id": 6}}
+            if prefix in data:
+                text = f"uid {UID.format(data[prefix])}" if data[prefix] else "k8s:enc:"
+                said["kvs"] = [{"value": base64.b64encode(text.encode()).decode()}]
+            return json.dumps(said)
+
+        node.fake("k8s_etcdctl.run", side_effect=run)
+        node.fake("k8s_etcdctl.closed", side_effect=lambda server: None if server in stored else "Connection refused")
+        code = ["-c", "import sys, time; print(1, flush=True); time.sleep(60)", *words]
+        with subprocess.Popen([binary, *code], stdout=subprocess.PIPE, env={"PYTHONHOME": sys.base_prefix}) as process:
+            process.stdout.readline()
+            node.fake("k8s_component.process", return_value={"pid": process.pid, "binary": str(binary)})
+            row = rows(
+                {"etcd": {"managed": False, "servers": [NEW]}, "apiserver": {"settings": settings or {}}},
+                {"rollout": {"adopt": True, "ignore": list(ignore)}},
+            )[API]
+            draft = node.modules["k8s_generation.draft"](row)
+            try:
+                return node.modules["k8s_identity.refusals"]({API: row}, {API: draft})
+            finally:
+                process.kill()
+                shutil.rmtree(draft)
+
+    return refused
+
+
+PREFIX, SERVERS = "apiserver:settings:etcd-prefix", "etcd:servers"
+
+
+@pytest.mark.parametrize(
+    ("stored", "words", "settings", "key", "said"),
+    [
+        (SAME, [f"--etcd-servers={OLD}"], {}, None, None),
+        (SAME, [f"--etcd-servers={NEW}", "--etcd-prefix=registry"], {}, None, None),
+        ({**SAME, NEW: (2, {"/registry": 2})}, [f"--etcd-servers={OLD}"], {}, SERVERS, "these are other data"),
+        ({**SAME, NEW: (2, {})}, ["--etcd-servers", OLD], {}, SERVERS, "there is no namespace kube-system"),
+        ({NEW: (1, {"/k8s": 1})}, [f"--etcd-servers={NEW}", "--etcd-prefix=/k8s"], {}, PREFIX, "(live: /k8s): there is no"),
+        ({NEW: (1, {"/k8s": None})}, [f"--etcd-servers={NEW}", "--etcd-prefix=/k8s"], {}, PREFIX, "that is encrypted"),
+        ({NEW: (1, {"/k8s": 1})}, [f"--etcd-servers={NEW}", "--etcd-prefix=/k8s"], {"etcd-prefix": "/k8s"}, None, None),
+        ({NEW: (1, {"/registry": 1})}, [f"--etcd-servers={OLD}"], {}, SERVERS, f"{NEW} (the process to be adopted has {OLD})"),
+        ({}, [f"--etcd-servers={NEW}", "--etcd-prefix=/k8s"], {}, PREFIX, "/registry (the process to be adopted has /k8s)"),
+        ({}, [f"--etcd-servers={NEW}/"], {}, None, None),
+    ],
+    ids=[
+        "another name of the same", "the same", "other data", "empty", "another prefix", "another prefix, encrypted",
+        "its prefix declared", "servers that do not answer", "nobody answers, another prefix", "nobody answers, the same",
+    ],
+)  # fmt: skip
+def test_what_is_adopted_goes_on_with_its_data(adopted, stored, words, settings, key, said):
+    found = adopted(stored, *words, settings=settings)
+    assert [one.startswith(f"kubernetes_controller:{key}: ") and said in one for one in found] == [True] * bool(said), found
+    assert all('"ignore": ["identity"]' in one for one in found)
+    assert adopted(stored, *words, settings=settings, ignore=["identity"]) == []

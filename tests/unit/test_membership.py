@@ -206,7 +206,7 @@ def test_the_refusal_names_who_is_missing_and_counts(modules):
 
 @pytest.fixture
 def start(modules):
-    def decide(found, mark, has_master=True, now=NOW, node="controller-2", controllers=CONTROLLERS):
+    def decide(found, mark, has_master=True, now=NOW, node="controller-2", controllers=CONTROLLERS, told=False):
         me = {
             "id": node,
             "name": node,
@@ -215,7 +215,7 @@ def start(modules):
             "initial_cluster": "ALL",
             "data_dir": "/var/lib/etcd",
         }
-        return modules["k8s_membership.first_start"](me, mark, found, now, has_master=has_master)
+        return modules["k8s_membership.first_start"](me, mark, found, now, has_master=has_master, told=told)
 
     return decide
 
@@ -263,7 +263,8 @@ def test_a_cluster_that_exists_is_never_founded_again(start, found, has_master):
     [
         (NOBODY, {}, ["the master has not told whether this cluster exists", "kubernetes_controller.orchestrate.pki"]),
         (NOBODY, {**FOUNDING, "controllers": ["controller-1"]}, ["is being founded by controller-1 without it"]),
-        (NOBODY, {**FOUNDING, "at": NOW - 3601}, ["more than 60 minutes ago"]),
+        (NOBODY, {**FOUNDING, "at": NOW - 901}, ["more than 15 minutes away", "the clocks of master and node"]),
+        (NOBODY, {**FOUNDING, "at": NOW + 901}, ["more than 15 minutes away"]),
         (
             ONE_IS_OFF,
             FOUNDING,
@@ -271,7 +272,7 @@ def test_a_cluster_that_exists_is_never_founded_again(start, found, has_master):
         ),
         (None, FOUNDING, ["controller-1, controller-3 cannot be reached"]),
     ],
-    ids=["no mark", "not among the founders", "long ago", "one is off", "nobody could be asked"],
+    ids=["no mark", "not among the founders", "long ago", "a clock that is behind", "one is off", "nobody could be asked"],
 )
 def test_only_the_first_rollout_founds_all_nodes_at_once(start, found, mark, words):
     said = start(found, mark)["refusal"]
@@ -286,9 +287,47 @@ def test_the_first_rollout_founds(start):
     assert start(heard(None), mark, controllers=alone)["state"] == "new"
 
 
-def test_without_a_master_the_others_are_asked(start):
-    assert start(NOBODY, {}, has_master=False)["state"] == "new"
-    assert "controller-1 cannot be reached" in start(ONE_IS_OFF, {}, has_master=False)["refusal"]
+@pytest.mark.parametrize("found", [NOBODY, ONE_IS_OFF, None], ids=["all refuse", "one is off", "no identity"])
+def test_without_a_master_a_closed_port_is_no_proof_that_there_is_no_cluster(start, found):
+    """The one that had the data was stopped, and the other two founded an empty cluster."""
+    said = start(found, {}, has_master=False)["refusal"]
+    assert "the one that has its data may be stopped" in said
+    assert 'pillar=\'{"kubernetes_controller": {"rollout": {"found": true}}}\'' in said
+
+
+def test_without_a_master_the_operator_says_once_that_there_is_no_cluster_yet(start):
+    assert start(NOBODY, {}, has_master=False, told=True)["state"] == "new"
+    assert "controller-1 cannot be reached" in start(ONE_IS_OFF, {}, has_master=False, told=True)["refusal"]
+    assert "this cluster exists" in start(NOBODY, FOUNDED, has_master=False, told=True)["refusal"]
+    assert "the master has not told" in start(NOBODY, {}, told=True)["refusal"], "where there is a master it alone says so"
+
+
+WAITING = "waits for the others"
+
+
+@pytest.mark.parametrize(
+    ("state", "founders", "founded"),
+    [
+        (WAITING, list(CONTROLLERS), True),
+        (WAITING, ["controller-2", "controller-3"], False),
+        ("does not know this node", list(CONTROLLERS), False),
+        ("does not answer", list(CONTROLLERS), False),
+        ("answers", list(CONTROLLERS), False),
+    ],
+)
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_listens_and_tells_nothing_may_be_a_cluster_unless_it_is_being_founded(start, state, founders, founded, number):
+    found = heard(
+        None, silent(number, state, "unknown ca (TLS)"), silent(3, "refuses"), *([silent(1, "refuses")] * (number == 2))
+    )
+    plan = start(found, {**FOUNDING, "controllers": [*founders, "controller-2"]})
+    if founded or (state, number) == (WAITING, 2):
+        assert plan["state"] == "new"
+    else:
+        assert f"something on controller-{number} listens" in plan["refusal"]
+        assert "unknown ca (TLS)" in plan["refusal"]
+    if state == WAITING:
+        assert start(found, {}, has_master=False, told=True)["state"] == "new"
 
 
 # -- another directory ------------------------------------------------------------------------------------------------

@@ -190,6 +190,7 @@ def test_what_is_no_encryption_configuration_is_told_once_and_beside_the_rest(no
     """The whole state as an operator sees it: its comment goes to the events and the job cache."""
     live(node, rows()["kube-apiserver"])
     node.fake("k8s_component.foreign", return_value=None)
+    node.fake("k8s_component.process", return_value={"pid": 0, "unit": "", "binary": None})
     node.fake("k8s_skew.neighbours", return_value={})
     node.fake("k8s_host.ports", return_value=[])
     node.fake("k8s_host.disk", return_value=["the disk is full"])
