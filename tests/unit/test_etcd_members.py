@@ -53,6 +53,7 @@ class Etcd:
 def survey(node, rows, monkeypatch):
     """A function: what is heard of the members at these looks, and the faults, lasting and passing."""
     row, salted = rows()["etcd"], node.modules.pack["__salt__"]
+    node.fake("k8s_etcdctl.greeting", return_value=("none", "no answer"))
     node.fake("k8s_etcdctl.environment", side_effect=lambda row, directory=None: {"ETCDCTL_ENDPOINTS": URLS[0]})
 
     def asked(*looks):
