@@ -1,6 +1,7 @@
 """What the preflight finds on a node: real certificates and sockets, and small binaries that answer in odd ways."""
 
 import base64
+import json
 import os
 import resource
 import socket
@@ -715,3 +716,54 @@ def test_all_ports_of_etcd_are_looked_at(node, rows, scheme):
         urls = {f"listen-{kind}-urls": f"{scheme}://127.0.0.1:{port}" for kind in ("client", "peer", "metrics")}
         found = node.modules["k8s_host.ports"](rows({"etcd": {"settings": urls}}, binaries=False)["etcd"])
     assert [line.split(": ")[0].rpartition(":")[2] for line in found] == [*urls]
+
+
+# -- from an external etcd to a managed one ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def moving(node, rows, monkeypatch):
+    """A function: what the preflight has against a managed etcd with restored data, where an external one was good."""
+    for name in ("k8s_host.ports", "k8s_host.disk", "k8s_host.memory"):
+        node.fake(name, return_value=[])
+    node.fake("k8s_ask_binary.problems", side_effect=lambda *_: {"errors": [], "warnings": []})
+    node.fake("k8s_etcdctl.closed", return_value="Connection refused")
+    for modules in (node.modules, node.modules.pack["__salt__"]):  # each may have loaded the module for itself
+        its = modules["k8s_etcd_members.survey"].func.__globals__
+        monkeypatch.setitem(its, "_reach", lambda url: {"state": "refuses", "said": "Connection refused"})
+    external = {"etcd": {"managed": False, "servers": ["https://10.9.9.9:2379"]}}
+    for row in rows(external).values():
+        name = node.modules["k8s_generation.prepare"](row)
+        for link in ("live", "good"):
+            node.modules["k8s_generation.promote"](row["home"], name, link)
+    home = Path(rows(external)["kube-apiserver"]["home"])
+    (home / "identity.json").write_text(json.dumps({"kube_system": "uid", "etcd_cluster": "of-the-external-one"}))
+
+    def errors(serves, data=True):
+        components = rows()
+        wal = Path(components["etcd"]["settings"]["data-dir"]) / "member/wal"
+        wal.mkdir(parents=True, exist_ok=True)
+        (wal / "0.wal").touch() if data else (wal / "0.wal").unlink(missing_ok=True)
+        others = {minion: {"serves": serves, "said": "", "release": None, "clock": None} for minion in ("controller-2",)}
+        node.fake("k8s_skew.neighbours", return_value=others)
+        node.fake("k8s_health.serves", return_value=serves)
+        changing = {name: components[name] for name in ("etcd", "kube-apiserver")}
+        return node.modules["k8s_preflight.check"](changing, components)["errors"]
+
+    return errors
+
+
+def test_a_managed_etcd_with_the_restored_data_takes_the_place_of_an_external_one_while_the_api_servers_are_stopped(moving):
+    assert moving(serves=False) == []
+    assert any(line.startswith("kubernetes_controller:etcd:servers: 0 of 3 answer") for line in moving(serves=True))
+
+
+def test_a_managed_etcd_without_the_data_is_never_founded_in_the_place_of_an_external_one(moving, node):
+    node.opts["file_client"] = "remote"
+    node.opts["pillar"]["kubernetes_controller_pki"]["cluster.json"] = json.dumps({"state": "founded", "since": "then", "at": 1})
+    try:
+        (line,) = moving(serves=False, data=False)
+    finally:
+        node.opts["file_client"] = "local"
+        del node.opts["pillar"]["kubernetes_controller_pki"]["cluster.json"]
+    assert "controller-1 has no data in " in line and "but this cluster exists (since then)" in line
