@@ -98,6 +98,30 @@ def problems(row, patience_s=0):
         time.sleep(1)
 
 
+def external_problems(row):
+    """
+    Return a sentence, as a list, if the servers of an external etcd that the live API server asks are of several clusters.
+
+    row
+        The row of kube-apiserver in the configuration's ``components``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_etcd_members.external_problems "$ROW"
+    """
+    try:
+        access = __salt__["k8s_etcdctl.environment"](row)
+    except CommandExecutionError:
+        return []  # no API server is live, which is told elsewhere
+    urls = access["ETCDCTL_ENDPOINTS"].split(",")
+    there = [url for url in urls if len(urls) > 1 and _reach(url)["state"] == ANSWERS]
+    told = _statuses(row, access, there) if len(there) > 1 else {}
+    asked = {url: {"cluster": format(one["header"]["cluster_id"], "x")} for url, one in told.items()}
+    return __salt__["k8s_membership.data_faults"]({"members": None, "asked": asked})
+
+
 def status(name="etcd"):
     """
     Return the members of etcd as etcd lists them, with what is not in order.

@@ -58,15 +58,16 @@ def status():
 
 def members(components, patience_s=0):
     """
-    Return what is not in order with the members of a managed etcd (list of sentences).
+    Return what is not in order with the members of etcd (list of sentences); of an external one, whether its servers are of
+    several clusters.
 
     components
         The configuration's ``components`` (dict of rows).
     patience_s
         How long a member may be silent, in seconds (default 0).
 
-    The members are those that etcd itself lists, whatever the pillar declares. If this node's member does not run nothing is
-    asked, as its own row says so.
+    The members of a managed etcd are those that etcd itself lists, whatever the pillar declares. If this node's member does
+    not run nothing is asked, as its own row says so.
 
     CLI Example:
 
@@ -74,7 +75,9 @@ def members(components, patience_s=0):
 
         salt 'controller-1' k8s_health.members "$COMPONENTS"
     """
-    row = components.get("etcd")
+    row, api = components.get("etcd"), components.get("kube-apiserver")
+    if api and not api["etcd_managed"]:
+        return __salt__["k8s_etcd_members.external_problems"](api)
     return __salt__["k8s_etcd_members.problems"](row, patience_s) if row and serves(row) else []
 
 

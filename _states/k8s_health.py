@@ -17,7 +17,8 @@ def ready(name, components, timeout_s=75):
         How long to wait for each, in seconds (default 75: what lost its API server asks it again after at most 60 s; in
         test mode each is asked once).
 
-    The members of a managed etcd must be those that the pillar declares, vote, and hold the same data.
+    The members of a managed etcd must be those that the pillar declares, vote, and hold the same data; the servers of an
+    external one must be of one cluster.
 
     .. code-block:: yaml
 
