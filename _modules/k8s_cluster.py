@@ -204,7 +204,7 @@ def learned(cfg):
     cfg
         See ``seen``.
 
-    Raises CommandExecutionError if no controller reports.
+    Raises CommandExecutionError if no controller reports, or if they report different data.
 
     CLI Example:
 
@@ -214,12 +214,44 @@ def learned(cfg):
     """
     present = _parsed(_text(os.path.join(cfg["pki"]["directory"], FILE)))
     said = __salt__["k8s_controllers.ask"](list(cfg["controllers"]), "k8s_cluster.report")
-    told = [one for one in said.values() if isinstance(one, dict)]
-    best = max(told, key=lambda one: sum(bool(one.get(key)) for key in ("kube_system", "members", "etcd_cluster")), default=None)
+    told = {node: one for node, one in said.items() if isinstance(one, dict)}
+    parted = parting(told)
+    if parted:
+        raise CommandExecutionError(parted)
+    best = max(
+        told.values(), key=lambda one: sum(bool(one.get(key)) for key in ("kube_system", "members", "etcd_cluster")), default=None
+    )
     if not best:
-        raise CommandExecutionError("no controller reported its cluster")
+        raise CommandExecutionError("no controller reported its cluster. The next rollout asks again")
     facts = {key: _plain(best[key]) for key in ("kube_system", "etcd_cluster", "members") if best.get(key)}
     return {**(present if present.get("state") == FOUNDED else _now()), **facts, "state": FOUNDED}
+
+
+def parting(told):
+    """
+    Return the sentence, without a full stop, on controllers that serve different data; "" for none. Plain function.
+
+    told
+        {minion: what ``report`` returned}. The UID of kube-system counts, and etcd's cluster id where one has no UID.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd k8s_cluster.parting '{"controller-1": {"kube_system": "a"}, "controller-2": {"kube_system": "b"}}'
+    """
+    same, served = __salt__["k8s_identity.same"], {}
+    if all(same(one, other) for one in told.values() for other in told.values()):
+        return ""
+    for node, one in told.items():
+        uid = f"kube-system has the UID {one['kube_system']}" if one.get("kube_system") else ""
+        served.setdefault(uid or f"etcd cluster {one.get('etcd_cluster', 'not known')}", []).append(node)
+    listed = "; ".join(f"{', '.join(nodes)}: {what}" for what, nodes in served.items())
+    return (
+        f"the controllers serve different data ({listed}), so clients are answered from one or the other. Change nothing, and "
+        "find out which are right: servers of an external etcd (kubernetes_controller:etcd:servers) have to be of one cluster; "
+        'otherwise see docs/operations.md, "The members of etcd differ"'
+    )
 
 
 def write(pki, found):

@@ -101,6 +101,30 @@ def problems(row, patience_s=0):
         time.sleep(1)
 
 
+def external_problems(row):
+    """
+    Return a sentence, as a list, if the servers of an external etcd that the live API server asks are of several clusters.
+
+    row
+        The row of kube-apiserver in the configuration's ``components``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_etcd_members.external_problems "$ROW"
+    """
+    try:
+        access = __salt__["k8s_etcdctl.environment"](row)
+    except CommandExecutionError:
+        return []  # no API server is live, which is told elsewhere
+    urls = access["ETCDCTL_ENDPOINTS"].split(",")
+    there = [url for url in urls if len(urls) > 1 and _reach(url)["state"] == ANSWERS]
+    told = _statuses(row, access, there) if len(there) > 1 else {}
+    asked = {url: {"cluster": format(one["header"]["cluster_id"], "x")} for url, one in told.items()}
+    return __salt__["k8s_membership.data_faults"]({"members": None, "asked": asked})
+
+
 def status(name="etcd"):
     """
     Return the members of etcd as etcd lists them, with what is not in order.
@@ -158,6 +182,7 @@ def refusals(row, directory=None):
         found = survey(row, directory, hashes=bool(good))
     refusal = None if there or said else _first_start(row, found)["refusal"]
     said += [refusal] if refusal else []
+    said += _of_another(row, found)
     if found is None:
         return said
     said += __salt__["k8s_membership.data_faults"](found)
@@ -286,11 +311,13 @@ def allow_first_start(row, directory):
         forbid_first_start()
     if unclaimed:
         raise CommandExecutionError(unclaimed)
-    if has_data(row):
-        return "data"
     found = None
     with contextlib.suppress(CommandExecutionError):  # without an identity nobody can be asked, and then nothing is founded
         found = survey(row, directory)
+    if has_data(row):
+        for said in _of_another(row, found):
+            raise CommandExecutionError(said)
+        return "data"
     plan = _first_start(row, found)
     if plan["refusal"]:
         forbid_first_start()
@@ -322,19 +349,32 @@ def forbid_first_start():
 # -- asking -----------------------------------------------------------------------------------------------------------
 
 
-def _first_start(row, found):
+def _me(row):
+    """Return what ``k8s_membership`` has to know of this node."""
     first = row["first_start"]
-    me = {
+    return {
         "id": __opts__["id"],
+        "address": row["address"],
         "name": row["settings"].get("name", __opts__["id"]),
         "controllers": _controllers(row),
         "initial_cluster": first.get("initial-cluster", ""),
         "data_dir": row["settings"].get("data-dir"),
         "peers": first.get("initial-advertise-peer-urls", "").split(","),
     }
+
+
+def _of_another(row, found):
+    """Return a sentence, as a list, if the data here were written by another member than the one that etcd lists here."""
+    if not found or not found["members"] or not has_data(row):
+        return []
+    said = __salt__["k8s_membership.of_another"](_me(row), __salt__["k8s_etcd_data.member"](row), found["members"])
+    return [said] if said else []
+
+
+def _first_start(row, found):
     mark = __salt__["k8s_cluster.mark"](row)
     remote = __opts__.get("file_client") == "remote"
-    return __salt__["k8s_membership.first_start"](me, mark, found, time.time(), has_master=remote, told=row["found"])
+    return __salt__["k8s_membership.first_start"](_me(row), mark, found, time.time(), has_master=remote, told=row["found"])
 
 
 def _faults(row, found):

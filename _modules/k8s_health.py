@@ -58,16 +58,16 @@ def status():
 
 def members(components, patience_s=0):
     """
-    Return what is not in order with the members of a managed etcd: lists of sentences, ``lasting`` until somebody does
-    something, and ``passing``.
+    Return what is not in order with the members of etcd: lists of sentences, ``lasting`` until somebody does something, and
+    ``passing``; of an external one, whether its servers are of several clusters.
 
     components
         The configuration's ``components`` (dict of rows).
     patience_s
         How long a member may be silent, in seconds (default 0).
 
-    The members are those that etcd itself lists, whatever the pillar declares. If this node's member does not run nothing is
-    asked, as its own row says so.
+    The members of a managed etcd are those that etcd itself lists, whatever the pillar declares. If this node's member does
+    not run nothing is asked, as its own row says so.
 
     CLI Example:
 
@@ -75,8 +75,11 @@ def members(components, patience_s=0):
 
         salt 'controller-1' k8s_health.members "$COMPONENTS"
     """
-    row = components.get("etcd")
-    found = __salt__["k8s_etcd_members.problems"](row, patience_s) if row and serves(row) else {}
+    row, api, found = components.get("etcd"), components.get("kube-apiserver"), {}
+    if api and not api["etcd_managed"]:
+        found = {"lasting": __salt__["k8s_etcd_members.external_problems"](api)}
+    elif row and serves(row):
+        found = __salt__["k8s_etcd_members.problems"](row, patience_s)
     return {"lasting": [], "passing": [], **found}
 
 

@@ -27,7 +27,7 @@ def remembered(row):
     ``member`` and ``data_dir``; what is not known is missing.
 
     row
-        A row of the configuration's ``components``. On a node without a memory of its own the mark of the cluster counts.
+        A row of the configuration's ``components``. What the node does not remember itself the mark of the cluster tells.
 
     CLI Example:
 
@@ -36,10 +36,8 @@ def remembered(row):
         salt 'controller-1' k8s_identity.remembered "$ROW"
     """
     found = _stored(os.path.join(row["home"], FILE))
-    if isinstance(found, dict):
-        return found
-    known = __salt__["k8s_cluster.mark"](row)
-    return {key: known[key] for key in ("kube_system", "etcd_cluster") if known.get(key)}
+    told = _known(__salt__["k8s_cluster.mark"](row), "kube_system", "etcd_cluster")
+    return {**told, **(found if isinstance(found, dict) else {})}
 
 
 def remember(row):
@@ -130,8 +128,9 @@ def refusals(changing, drafts):
     live, declared = __salt__["k8s_generation.flags"](row["home"]), _ask_etcd(row, drafts[row["name"]])
     adopted = {} if live else __salt__["k8s_clients.adopted"](row)
     if adopted:
-        known = _ask(row, _access(adopted), adopted.get("etcd-prefix", PREFIX))
-        said = judged(known, declared, adopted, row["settings"]) or unlike(known, declared, adopted, row["settings"])
+        asked = _ask(row, _access(adopted), adopted.get("etcd-prefix", PREFIX))
+        said = judged({**asked, **remembered(row)}, declared, adopted, row["settings"])
+        said = said or unlike(asked, declared, adopted, row["settings"])
     else:
         known = remembered(row) or ({**_ask_etcd(row), **served(row)} if live else {})
         said = judged(known, declared, live, row["settings"])
@@ -234,7 +233,9 @@ def differs(row):
         return None
     known = remembered(row)
     found = served(row) if known else {}
-    if not found or same(known, found):
+    if found and same(known, found):
+        found = {} if not known.get("kube_system") or not _is_empty(row) else {"empty": True}
+    if not found:
         return None
     return f"it serves other data ({_said(found)}) than this cluster's ({_said(known)})"
 
@@ -259,6 +260,8 @@ def same(one, other):
 
 
 def _said(found):
+    if found.get("empty"):
+        return "none: there is no namespace kube-system"
     parts = [f"kube-system has the UID {found['kube_system']}"] if found.get("kube_system") else []
     parts += [f"etcd cluster {found['etcd_cluster']}"] if found.get("etcd_cluster") else []
     return ", ".join(parts) or "not known"
@@ -271,6 +274,21 @@ def _prefix(row, directory=None):
     else:
         flags = __salt__["k8s_generation.flags"](row["api"]["home"]) if row["api"] else {}
     return flags.get("etcd-prefix", PREFIX)
+
+
+def _is_empty(row):
+    """
+    Tell whether the member of etcd that runs here has not the namespace that the live API server beside it asks for.
+
+    All that was written before counts, so one that has not caught up yet is waited for; a learner cannot be asked so, and gives
+    no answer.
+    """
+    if row["name"] != "etcd" or not row["api"] or not __salt__["k8s_generation.flags"](row["api"]["home"]):
+        return False
+    try:
+        return _ask(row, __salt__["k8s_etcdctl.environment"](row), _prefix(row), "l").get("empty", False)
+    except CommandExecutionError:
+        return False
 
 
 def _places(flags, flag):
@@ -303,10 +321,10 @@ def _ask_etcd(row, directory=None):
     return _ask(row, access, _prefix(row, directory))
 
 
-def _ask(row, access, prefix):
+def _ask(row, access, prefix, consistency="s"):
     """Ask etcd for its cluster ids, and for the namespace kube-system as it is stored; {} without an answer."""
     above = f"/{prefix.strip('/')}" if prefix.strip("/") else ""
-    arguments, told = ["get", f"{above}{NAMESPACE}", "--consistency=s", "--write-out=json"], []
+    arguments, told = ["get", f"{above}{NAMESPACE}", f"--consistency={consistency}", "--write-out=json"], []
     for server in access["ETCDCTL_ENDPOINTS"].split(","):
         try:
             if not __salt__["k8s_etcdctl.closed"](server):

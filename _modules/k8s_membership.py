@@ -87,9 +87,42 @@ def differences(controllers, members):
     return said
 
 
+def of_another(me, data, members):
+    """
+    Return why this node's member must not start with the data that it has (a sentence), or None: another member wrote them.
+
+    me
+        See ``first_start``; ``address`` is this node's.
+    data
+        Id (str) of the member whose data they are; None if that is not known.
+    members
+        What etcd lists (the key ``members`` of ``k8s_etcd_members.survey``); None if nobody could be asked.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'controller-1' k8s_membership.of_another '{"peers": [], "address": "10.8.0.101"}' 1f2e '[]'
+    """
+    mine = [one for one in members or [] if set(one["peer_urls"]) & set(me["peers"]) or me["address"] in addresses(one)]
+    if not data or not mine or data in [one["id"] for one in mine]:
+        return None
+    listed = mine[0]
+    way = (
+        "move them away, and it joins"
+        if not listed["started"]
+        else f"that one has data elsewhere: bring them back, or replace the member ({PAGE})"
+    )
+    return (
+        f"etcd: the data in {me['data_dir']} are those of member {data}, not of this one ({listed['id']}, as etcd lists "
+        f"{', '.join(listed['peer_urls'])}): {way}."
+    )
+
+
 def data_faults(found):
     """
-    Return a sentence, as a list, if those that answer are not one cluster or hold different data.
+    Return a sentence, as a list, if those that answer are not one cluster or hold different data, or if a member answers where
+    etcd lists another one.
 
     found
         What ``k8s_etcd_members.survey`` returned.
@@ -116,7 +149,7 @@ def data_faults(found):
         places = dict.fromkeys(url for pair in sorted(pairs) for url in pair)
         listed = "; ".join(f"{url}: revision {looks[-1][url]['revision']}" for url in places)
         return [f"etcd: the members made different data of the same entries of their log ({listed}). {DIFFER}"]
-    return []
+    return _strangers(found)
 
 
 def is_open(asked, looks):
@@ -211,7 +244,7 @@ def first_start(me, mark, found, now, has_master=True, told=False):
     Decide how a member without data may start.
 
     me
-        {"id": minion, "name": the member's name, "controllers": {minion: address}, "peers": its peer URLs (list),
+        {"id": minion, "name": the member's name, "address": str, "controllers": {minion: address}, "peers": its peer URLs (list),
         "initial_cluster": str, "data_dir": str}.
     mark
         What is known of the cluster (``k8s_cluster.mark``); {} for nothing.
@@ -373,6 +406,22 @@ def _not_compared(asked):
         f"{', '.join(listed[False])} has. A member that was away catches up by itself. If this stays, they may hold different "
         f"data. {DIFFER}"
     ]
+
+
+def _strangers(found):
+    """Return a sentence for each host at which another member answers than the one that etcd lists there."""
+    listed, said = {}, []
+    for one in found.get("members") or []:
+        for host in addresses(one):
+            listed.setdefault(host, []).append(one["id"])
+    for url, answer in found["asked"].items():
+        here = listed.get(urllib.parse.urlsplit(url).hostname, [])
+        if answer.get("member") and here and answer["member"] not in here:
+            said.append(
+                f"etcd: at {url} member {answer['member']} answers, where etcd lists member {', '.join(here)}: that machine has "
+                f"data of another member. Stop etcd there, move its data away, and replace the member ({PAGE})."
+            )
+    return said
 
 
 def _join(me, members):

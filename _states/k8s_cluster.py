@@ -37,6 +37,6 @@ def known(name, cfg):
     except (CommandExecutionError, OSError) as exc:
         return ret | {
             "result": False,
-            "comment": f"The mark of the cluster is not complete: {exc}. The next rollout completes it.",
+            "comment": f"The mark of the cluster was not written: {exc}.",
         }
     return ret | {"changes": {path: "the cluster exists" for path in written}}

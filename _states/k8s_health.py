@@ -20,8 +20,8 @@ def ready(name, components, timeout_s=75, mended_before=False):
         True: earlier steps of the same run start again what does not serve. Then a test run cannot know whether it would
         serve by now, and answers None instead of False (default False).
 
-    The members of a managed etcd must be those that the pillar declares, vote, and hold the same data. What
-    is not in order there and does not pass by itself, no step mends.
+    The members of a managed etcd must be those that the pillar declares, vote, and hold the same data; the servers of an
+    external one must be of one cluster. What is not in order there and does not pass by itself, no step mends.
 
     .. code-block:: yaml
 

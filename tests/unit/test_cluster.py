@@ -109,3 +109,29 @@ def test_who_is_told_that_the_cluster_exists_gets_it_from_no_cache(node, written
     forget = node.fake("k8s_controllers.forget", return_value=True)
     assert node.state("k8s_cluster.known", "/pki", cfg=cfg).result is True
     assert [call.args for call in forget.call_args_list] == [(NODES,)] * bool(written)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (
+            [{"kube_system": "a"}, {"kube_system": "b"}],
+            ["controller-1: kube-system has the UID a; controller-2: kube-system has the UID b"],
+        ),
+        ([{"etcd_cluster": "c"}, {"etcd_cluster": "d"}], ["controller-1: etcd cluster c; controller-2: etcd cluster d"]),
+        ([{"kube_system": "a", "etcd_cluster": "c"}, {"etcd_cluster": "d"}], ["UID a; controller-2: etcd cluster d"]),
+        ([{"kube_system": "a", "etcd_cluster": "c"}, {"kube_system": "a", "etcd_cluster": "d"}], None),
+        ([{"kube_system": "a"}, {"etcd_cluster": "d"}], None),
+        ([{"kube_system": "a"}, None], None),
+    ],
+    ids=["two UIDs", "two ids", "an id beside a UID", "restored under another id", "not comparable", "one is silent"],
+)
+def test_controllers_that_serve_different_data_get_no_mark(node, tmp_path, told, words):
+    """Three etcds were founded, and the mark of one of them was handed out to all."""
+    cfg = {"pki": {"directory": str(tmp_path), "deliveries": []}, "controllers": dict.fromkeys(NODES), "etcd": {"managed": True}}
+    cfg["rollout"] = {"ignore": []}
+    node.fake("k8s_controllers.ask", return_value=dict(zip(NODES, told, strict=True)))
+    ret = node.state("k8s_cluster.known", str(tmp_path), cfg=cfg)
+    assert ret.result is (words is None)
+    assert (tmp_path / "cluster.json").exists() is (words is None)
+    assert all(word in ret.comment for word in words or ())

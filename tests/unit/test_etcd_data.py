@@ -209,3 +209,17 @@ def test_the_log_says_which_member_wrote_it(etcd, node):
     for text in (b"", b"\x04", b"\xff" * 64, bytes(64)):
         (directory / "0000000000000001-0000000000000009.wal").write_bytes(text)
         assert node.modules["k8s_etcd_data.member"](row) is None
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["its own", "another's"])
+def test_a_member_does_not_start_with_the_data_of_another(etcd, refused, node, monkeypatch, ours):
+    """It was removed and added again while its machine was off: etcd ended, or two processes were one member."""
+    row = etcd("founded")
+    log(Path(row["settings"]["data-dir"]) / "member/wal", 0x1F2E if ours else 0xABCD)
+    url = f"https://{row['address']}:2380"
+    one = {"id": "1f2e", "name": "", "peer_urls": [url], "client_urls": [], "learner": False, "started": False}
+    module = node.modules["k8s_etcd_members.refusals"].func.__globals__
+    found = {"members": [one], "asked": {}, "own": []}
+    monkeypatch.setitem(module, "survey", lambda row, directory=None, hashes=False: found)
+    said = refused(row)
+    assert said == [] if ours else "are those of member abcd, not of this one (1f2e, as etcd lists" in said[0]

@@ -1,5 +1,8 @@
 """What the gate asks, and where, by the generation that is live."""
 
+import json
+import socket
+
 import pytest
 
 
@@ -91,3 +94,28 @@ def test_certificates_that_end_and_members_that_differ_are_an_exit_status(status
     code, table = status(**other)
     assert code == 1
     assert [said for said in table.values() if said.startswith("NOT OK")]
+
+
+# -- an external etcd -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("clusters", "fault"),
+    [([1, 1, 1], False), ([1, 1, 2], True), ([1, 2, None], True), ([1, None, None], False), ([None] * 3, False)],
+)
+def test_servers_of_an_external_etcd_that_are_several_clusters_are_a_fault(node, rows, tmp_path, clusters, fault):
+    """Each of three servers was a cluster of its own: all was green, and clients got one answer or the other."""
+    servers = [socket.create_server(("127.0.0.1", 0)) for _ in clusters]
+    urls = [f"https://127.0.0.1:{one.getsockname()[1]}" for one in servers]
+    row = rows({"etcd": {"managed": False, "servers": urls}})["kube-apiserver"]
+    said = [{"Endpoint": url, "Status": {"header": {"cluster_id": id_}}} for url, id_ in zip(urls, clusters, strict=True) if id_]
+    (tmp_path / "etcdctl").write_text(f"#!/bin/sh\necho '{json.dumps(said)}'\nexit 1\n")
+    (tmp_path / "etcdctl").chmod(0o755)
+    row["etcdctl"] = str(tmp_path / "etcdctl")
+    members = node.modules["k8s_health.members"]
+    assert members({"kube-apiserver": row}) == {"lasting": [], "passing": []}, "no API server is live"
+    found = members({"kube-apiserver": live(node, row)})["lasting"]
+    for one in servers:
+        one.close()
+    assert len(found) == fault
+    assert all("different clusters" in one and f"{urls[0]}: cluster 1" in one.replace(f", {urls[1]}", "") for one in found)

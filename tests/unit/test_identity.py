@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from salt.exceptions import CommandExecutionError
 
 KNOWN = {"kube_system": "uid-1", "etcd_cluster": "c1"}
 LIVE = {"etcd-prefix": "/registry"}
@@ -143,3 +145,62 @@ def test_what_is_adopted_goes_on_with_its_data(adopted, stored, words, settings,
     assert [one.startswith(f"kubernetes_controller:{key}: ") and said in one for one in found] == [True] * bool(said), found
     assert all('"ignore": ["identity"]' in one for one in found)
     assert adopted(stored, *words, settings=settings, ignore=["identity"]) == []
+
+
+# -- the gate of a member of etcd -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def member(node, rows, monkeypatch):
+    """Return a function: how a member differs that answers reads of these consistencies, with data or without."""
+
+    def differs(stored, answers, empty=True, api=True, told=None):
+        components = rows()
+        for name in ("etcd", API) if api else ("etcd",):
+            generation = node.modules["k8s_generation.prepare"](components[name])
+            node.modules["k8s_generation.promote"](components[name]["home"], generation)
+        row = components["etcd"]
+        if stored is not None:
+            Path(row["home"], "identity.json").write_text(json.dumps(stored))
+        node.fake("k8s_cluster.mark", return_value=told or {})
+        node.fake("k8s_etcdctl.closed", return_value=None)
+
+        def run(row, arguments, access, partly=False):
+            consistency = next(word for word in arguments if word.startswith("--consistency="))[-1]
+            if consistency not in answers:
+                raise CommandExecutionError("etcdserver: rpc not supported for learner")
+            kvs = [] if empty else [{"value": base64.b64encode(UID.format(1).encode()).decode()}]
+            return json.dumps({"header": {"cluster_id": 1, "member_id": 6}, "kvs": kvs})
+
+        node.fake("k8s_etcdctl.run", side_effect=run)
+        return node.modules["k8s_identity.differs"](row)
+
+    return differs
+
+
+OF_CLUSTER = {"kube_system": UID.format(1), "etcd_cluster": "1"}
+
+
+@pytest.mark.parametrize(
+    ("case", "fault"),
+    [
+        ({"stored": OF_CLUSTER, "answers": "sl"}, True),
+        ({"stored": {"etcd_cluster": "1"}, "answers": "sl", "told": OF_CLUSTER}, True),
+        ({"stored": None, "answers": "sl", "told": OF_CLUSTER}, True),
+        ({"stored": OF_CLUSTER, "answers": "sl", "empty": False}, False),
+        ({"stored": OF_CLUSTER, "answers": "s"}, False),
+        ({"stored": OF_CLUSTER, "answers": "sl", "api": False}, False),
+        ({"stored": {"etcd_cluster": "1"}, "answers": "sl"}, False),
+        ({"stored": None, "answers": "sl"}, False),
+    ],
+    ids=[
+        "empty", "by the mark and its own memory", "by the mark", "not empty", "a learner, or without a leader",
+        "nobody says which prefix", "no API server served yet", "being founded",
+    ],
+)  # fmt: skip
+def test_a_member_that_is_empty_where_the_cluster_has_data_does_not_pass_its_gate(member, case, fault):
+    """An empty cluster has the ids of the former one, if names, URLs and token are the same."""
+    said = member(**case)
+    assert bool(said) is fault
+    if fault:
+        assert said.startswith("it serves other data (none: there is no namespace kube-system) than this cluster's (kube-system")

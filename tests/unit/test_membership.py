@@ -89,14 +89,48 @@ def test_members_that_are_declared_vote_and_agree_are_in_order(faults):
             heard([member(1), member(2), member(3)], answer(1), answer(2), answer(3, hash="g")),
             ["hold different data at the same revision", "https://10.8.0.103:2379: g"],
         ),
+        (
+            heard([member(1), member(2), member(3)], answer(1), answer(2), answer(3, member="2222")),
+            ["at https://10.8.0.103:2379 member 2222 answers, where etcd lists member 3333", "move its data away"],
+        ),
         (heard(None, silent(1), silent(2)), ["no member says who the members are", "https://10.8.0.101:2379: timed out"]),
     ],
-    ids=["no member", "not declared", "learner", "not started", "silent", "two clusters", "other data", "nobody"],
+    ids=["no member", "not declared", "learner", "not started", "silent", "two clusters", "other data", "of another", "nobody"],
 )
 def test_each_difference_is_one_sentence_with_the_way_out(faults, found, words):
     (said,) = faults(found)
     for word in words:
         assert word in said
+
+
+def test_a_member_that_answers_by_a_name_or_on_the_loopback_is_where_etcd_lists_it(modules):
+    by_name = {"https://etcd-2.example.com:2379": answer(2)["https://10.8.0.102:2379"]}
+    loopback = {"https://127.0.0.1:2379": answer(1)["https://10.8.0.101:2379"]}
+    found = heard([member(1), member(2), member(3)], answer(1), loopback, answer(2), by_name, answer(3))
+    assert modules["k8s_membership.data_faults"](found) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "listed", "words"),
+    [
+        ("2222", member(2), None),
+        (None, member(2), None),
+        ("2222", member(2, started=False), None),
+        ("9999", member(2, started=False), ": move them away, and it joins."),
+        ("9999", member(2, started=False, learner=True), ": move them away, and it joins."),
+        ("9999", member(2), "bring them back, or replace the member"),
+    ],
+    ids=["its own", "not known", "it has joined just now", "another's", "another's, as a learner", "it had other data"],
+)
+def test_data_of_another_member_are_not_started_with(modules, data, listed, words):
+    me = {"data_dir": "/var/lib/etcd", "peers": ["https://10.8.0.102:2380"], "address": "10.8.0.102"}
+    said = modules["k8s_membership.of_another"](me, data, [member(1), listed, member(3)])
+    assert (said is None) is (words is None)
+    if words:
+        assert said.startswith("etcd: the data in /var/lib/etcd are those of member 9999, not of this one (2222, as")
+        assert words in said
+    assert modules["k8s_membership.of_another"](me, data, [member(1), member(3)]) is None
+    assert modules["k8s_membership.of_another"](me, data, None) is None
 
 
 def test_a_hash_that_is_not_known_is_no_difference(faults):
