@@ -13,9 +13,10 @@ RECORD_BYTES = 8  # a length stands before each record of a write-ahead log
 LENGTH_MASK = (1 << 56) - 1  # the highest byte counts the padding
 METADATA = 1  # the kind of record that says which member of which cluster wrote the log
 FLAG = re.compile(r"--?data-dir[= ]\s*[\"']?([^\s\"'$\\]+)")
-VARIABLE = re.compile(r"^(?:.*\s|\")?ETCD_DATA_DIR=[\"']?([^\s\"']+)", re.MULTILINE)
+VARIABLE = re.compile(r"(?:^|[\s\"'=])ETCD_DATA_DIR=[\"']?([^\s\"']+)", re.MULTILINE)
 FILE = re.compile(r"(?:--?config-file[= ]\s*|ETCD_CONFIG_FILE=)[\"']?([^\s\"'$\\]+)")
 KEY = re.compile(r"^data-dir:\s*[\"']?([^\s\"'#]+)", re.MULTILINE)
+COMMENT = re.compile(r"^\s*[#;].*$", re.MULTILINE)
 VARIABLES = re.compile(r"^EnvironmentFile=-?(\S+)", re.MULTILINE)
 
 
@@ -121,8 +122,9 @@ def _foreign(row):
     pid = unit["pid"] or holder["pid"]
     place = other_place(row, pid, unit["unit"])
     inside = f"/proc/{pid}/root{place}" if pid else ""  # of a container
-    if place and any(_has_log(os.path.join(directory, *WAL)) for directory in (place, inside) if directory):
-        return place, bool(pid)
+    for directory in (place, inside) if place else ():
+        if directory and (_has_log(os.path.join(directory, *WAL)) or os.path.exists(os.path.join(directory, "member/snap/db"))):
+            return place, bool(pid)
     return None, False
 
 
@@ -133,7 +135,7 @@ def _place(pid, unit):
         text = f"{words}\n" + "\n".join(_text(f"/proc/{pid}/environ").split("\0"))
     else:
         text = "\n".join(map(_text, [unit, *sorted(glob.glob(f"{unit}.d/*.conf"))])) if unit else ""
-        text += "\n".join(map(_text, VARIABLES.findall(text)))
+        text = COMMENT.sub("", "\n".join([text, *map(_text, VARIABLES.findall(COMMENT.sub("", text)))]))
     found = FLAG.search(text) or VARIABLE.search(text)
     if not found and (file := FILE.search(text)):
         found = KEY.search(_text(file[1]))

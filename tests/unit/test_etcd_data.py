@@ -176,7 +176,11 @@ def test_data_that_another_etcd_has_elsewhere_are_not_left_behind(etcd, refused,
 def test_an_etcd_that_is_stopped_is_known_by_its_unit(etcd, refused, node, tmp_path):
     place = log(tmp_path / "srv/etcd/member/wal").parents[1]
     (tmp_path / "variables").write_text(f"ETCD_NAME=a\nETCD_DATA_DIR={place}\n")
-    for text in (f"ExecStart=/usr/bin/etcd --name a \\\n  --data-dir={place}\n", f"EnvironmentFile=-{tmp_path}/variables\n"):
+    for text in (
+        f"ExecStart=/usr/bin/etcd --name a \\\n  --data-dir={place}\n",
+        f"# EnvironmentFile=/none\nEnvironmentFile=-{tmp_path}/variables\n",
+        f'#Environment=ETCD_DATA_DIR=/other\nEnvironment="ETCD_DATA_DIR={place}"\nExecStart=etcd --data-dir ${{ETCD_DATA_DIR}}\n',
+    ):
         (tmp_path / "etcd.service").write_text(f"[Service]\n{text}")
         node.fake("k8s_component.process", side_effect=lambda name: {**IDLE, "unit": f"{tmp_path}/etcd.service"})
         assert f"did not make lie in {place}." in refused(etcd())[0]
