@@ -71,6 +71,13 @@ def test_nothing_but_the_documented_functions_is_public(node, runners, kind):
     assert loaded == documented_names
 
 
+def test_every_module_has_a_line_in_the_map():
+    text = (ROOT / "docs/architecture.md").read_text()
+    found = re.findall(r"^\| `(_\w+/\w+\.py)` \| (minion|master|both) \| \S", text, re.M)
+    there = [f"{kind}/{path.name}" for kind in ("_modules", "_states", "_runners") for path in (ROOT / kind).glob("*.py")]
+    assert sorted(name for name, _ in found) == sorted(there)
+
+
 def keys(tree, path=""):
     for key, value in (tree or {}).items():
         yield f"{path}:{key}"
