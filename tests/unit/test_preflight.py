@@ -728,6 +728,8 @@ def moving(node, rows, monkeypatch):
         node.fake(name, return_value=[])
     node.fake("k8s_ask_binary.problems", side_effect=lambda *_: {"errors": [], "warnings": []})
     node.fake("k8s_etcdctl.closed", return_value="Connection refused")
+    mark = {"state": "founded", "since": "then", "at": 1, "kube_system": "uid"}
+    node.opts["pillar"]["kubernetes_controller_pki"]["cluster.json"] = json.dumps(mark)
     for modules in (node.modules, node.modules.pack["__salt__"]):  # each may have loaded the module for itself
         its = modules["k8s_etcd_members.survey"].func.__globals__
         monkeypatch.setitem(its, "_reach", lambda url: {"state": "refuses", "said": "Connection refused"})
@@ -760,10 +762,8 @@ def test_a_managed_etcd_with_the_restored_data_takes_the_place_of_an_external_on
 
 def test_a_managed_etcd_without_the_data_is_never_founded_in_the_place_of_an_external_one(moving, node):
     node.opts["file_client"] = "remote"
-    node.opts["pillar"]["kubernetes_controller_pki"]["cluster.json"] = json.dumps({"state": "founded", "since": "then", "at": 1})
     try:
         (line,) = moving(serves=False, data=False)
     finally:
         node.opts["file_client"] = "local"
-        del node.opts["pillar"]["kubernetes_controller_pki"]["cluster.json"]
     assert "controller-1 has no data in " in line and "but this cluster exists (since then)" in line
