@@ -67,7 +67,7 @@ def test_an_upgrade_goes_node_by_node_keeps_a_snapshot_and_goes_back_only_when_a
     done = cluster.orchestrate()
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert set(releases(cluster).values()) == set(called_by_people(cluster)) == {new}
-    assert cluster.health()[0] == 0
+    cluster.wait_for("health, with leaders", lambda: cluster.health()[0] == 0, timeout_s=40)
     assert_nothing_is_lost(cluster)
     for node in cluster.nodes:
         (name,) = snapshots(node)
@@ -89,5 +89,5 @@ def test_an_upgrade_goes_node_by_node_keeps_a_snapshot_and_goes_back_only_when_a
     asked = cluster.orchestrate("pillar=" + json.dumps({"kubernetes_controller": BACK}))
     assert asked.returncode == 0, asked.stdout[-3000:] + asked.stderr[-2000:]
     assert set(releases(cluster).values()) == set(called_by_people(cluster)) == {old}
-    assert cluster.health()[0] == 0
+    cluster.wait_for("health, with leaders", lambda: cluster.health()[0] == 0, timeout_s=40)
     assert_nothing_is_lost(cluster)

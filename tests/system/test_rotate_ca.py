@@ -231,7 +231,7 @@ def test_a_rotation_of_all_that_is_killed_goes_on_and_clients_of_both_are_served
         assert cluster.get(node, "/version", *headers)[0] == 401
     of_the_new_cas(cluster)
     secret_is_readable(cluster)
-    assert is_green(cluster)
+    cluster.wait_for("health, with leaders", lambda: is_green(cluster), 40)
     assert stands(cluster) == {}
     after = pairs(cluster)
     assert sorted(after) == sorted(before)  # nothing of the steps is left beside the new pairs
@@ -297,4 +297,4 @@ def test_a_lost_ca_key_is_named_and_restored(cluster):
         backup.unlink()
     quiet = cluster.steps(sls=PKI)
     assert (quiet.ok, quiet.changes) == (True, {})
-    assert is_green(cluster)
+    cluster.wait_for("health, with leaders", lambda: is_green(cluster), 40)
