@@ -200,6 +200,8 @@ def test_two_bare_controllers_found_no_empty_cluster_while_the_third_is_off_and_
     survivor, *lost = bare_shared.nodes
     names = ",".join(node.name for node in lost)
     bare_shared.kubectl("create", "namespace", "victim")
+    ask = f"ETCDCTL_ENDPOINTS=https://{survivor.address}:2379 etcdctl get --keys-only --consistency=s /registry/namespaces/victim"
+    bare_shared.wait_for("the survivor to have it, too", lambda: "victim" in shell(survivor, ask), timeout_s=30)
     survivor.kill()
     bare_shared.lab.reset([node.name for node in lost])
     answers = {name: answer for node in lost for name, answer in bare_shared.apply(target=node.name).items()}
